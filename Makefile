@@ -1,0 +1,63 @@
+# fashion_nb: 'make report' and 'make test' do everything from a clean checkout; 'make help' lists the rest.
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$python; break; }; done)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export MPLBACKEND ?= agg
+
+.PHONY: help report test data docs lab clean notebooks readme check export lock
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+report: data  ## train, evaluate, count and verify; writes report/index.html
+	$(BIN)/fashion_nb report --output report
+
+data: $(RUNTIME)  ## find or fetch Fashion-MNIST
+	$(BIN)/fashion_nb data --fetch
+
+test: $(DEV) data  ## run every notebook, then tests/
+	$(BIN)/nbdev_test --n_workers 2 --timing --do_print
+	$(BIN)/python -m pytest
+
+docs: $(DEV)  ## render the site into _docs, with Quarto or smalldocs; broken links are errors
+	$(BIN)/python .ci/docs.py
+
+lab: $(DEV) data  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+check: $(DEV)  ## the notebooks are clean and exported, and README.md is theirs
+	$(BIN)/python .ci/check.py
+
+notebooks: $(DEV) data  ## execute every notebook in a Jupyter kernel and save its outputs
+	$(BIN)/python .ci/execute.py $(NOTEBOOKS)
+
+export: $(DEV)  ## write the package and README.md from the notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python .ci/readme.py
+
+lock: $(RUNTIME)  ## resolve settings.ini anew into constraints.txt
+	$(BIN)/python .ci/lock.py
+
+clean:  ## remove everything that make has made, the data cache excepted
+	rm -rf $(VENV) report runs _docs _proc build dist .pytest_cache *.egg-info nbs/nbdev.yml nbs/sidebar.yml
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	sh .ci/make_venv.sh $(VENV) "$(PYTHON)"
+	touch $@
+
+$(RUNTIME): $(VENV)/.made constraints.txt settings.ini setup.py
+	@echo "Installing the pinned packages into $(VENV) (some minutes the first time) ..."
+	$(PIP) pip setuptools
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+$(DEV): $(RUNTIME)
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $@
