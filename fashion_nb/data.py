@@ -219,12 +219,19 @@ def _resume(
     part: Path,  # the part that is there already, and grows
 ) -> None:  # nothing: `part` is whole afterwards, or an OSError says why not
     "Append to `part` what is missing of `url`, with a progress bar on a terminal."
+    from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
-    with urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30) as answer:
+    try:
+        answer = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30)
+    except HTTPError as error:
+        if error.code == 416:  # there is nothing after this part: it is no part of this file, so start over
+            part.unlink()
+        raise
+    with answer:
         if answer.status != 206:  # the host does not resume: start over
             have = 0
         total = have + int(answer.headers.get("Content-Length", 0))
@@ -237,6 +244,24 @@ def _resume(
         raise ConnectionError(f"the connection broke after {part.stat().st_size:,} of {total:,} bytes")
 
 # %% ../nbs/00_data.ipynb #00-034
+def _fetch(
+    url: str,  # of the packed file
+    part: Path,  # where it is gathered
+    target: Path,  # where it belongs, decompressed
+    file: IdxFile,  # what it has to be
+) -> None:
+    "Fetch, check, unpack and move into place; a wrong content is thrown away, so that the next try starts afresh."
+    _resume(url, part)
+    packed = part.rename(part.with_suffix(""))
+    try:
+        content = read_content(packed, file)
+        check_content(content, file, url)
+        write_atomically(target, content)
+        _remember(target)
+    finally:
+        packed.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #00-036
 def download(
     file: IdxFile,  # which of the four
     mirrors: tuple[str, ...] = MIRRORS,  # base addresses, tried in turn
@@ -271,25 +296,7 @@ def download(
         ) from None
     return target
 
-
-def _fetch(
-    url: str,  # of the packed file
-    part: Path,  # where it is gathered
-    target: Path,  # where it belongs, decompressed
-    file: IdxFile,  # what it has to be
-) -> None:
-    "Fetch, check, unpack and move into place; a wrong content is thrown away, so that the next try starts afresh."
-    _resume(url, part)
-    packed = part.rename(part.with_suffix(""))
-    try:
-        content = read_content(packed, file)
-        check_content(content, file, url)
-        write_atomically(target, content)
-        _remember(target)
-    finally:
-        packed.unlink(missing_ok=True)
-
-# %% ../nbs/00_data.ipynb #00-039
+# %% ../nbs/00_data.ipynb #00-041
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -321,7 +328,7 @@ def _debian_package(
     problem = (tried.stderr.strip().splitlines() or ["no package came"])[-1]
     raise DownloadError(f"Debian's package {package} could not be had ({problem})")
 
-# %% ../nbs/00_data.ipynb #00-042
+# %% ../nbs/00_data.ipynb #00-044
 @dataclass(frozen=True, eq=False)
 class Split:
     "Images and their labels, in the same order."
@@ -348,7 +355,7 @@ class FashionMNIST:
     def __repr__(self):
         return f"FashionMNIST(train {len(self.train):,}, test {len(self.test):,}, source {self.source!r})"
 
-# %% ../nbs/00_data.ipynb #00-045
+# %% ../nbs/00_data.ipynb #00-047
 def _places() -> list[tuple[str, Path]]:  # name and folder, in the order in which they are tried
     "The places on this machine that may hold the data set without having been asked for."
     keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
@@ -378,7 +385,7 @@ def _locate(
             warnings.warn(message, stacklevel=2)
     return _load(download(file), file), "the official download", cache_folder()
 
-# %% ../nbs/00_data.ipynb #00-047
+# %% ../nbs/00_data.ipynb #00-049
 def load_fashion_mnist(
     folder: Path | str | None = None,  # a folder with the four files, packed or not; it is used or refused, never replaced
     verify: bool = False,  # hash every file again, even one that has not changed since it was verified
@@ -402,7 +409,7 @@ def load_fashion_mnist(
         Split(train_images[..., np.newaxis], train_labels), Split(test_images[..., np.newaxis], test_labels), source, place
     )
 
-# %% ../nbs/00_data.ipynb #00-051
+# %% ../nbs/00_data.ipynb #00-053
 def fetch_fashion_mnist() -> FashionMNIST:  # as `load_fashion_mnist()`
     "Load the data set; where the official hosts are out of reach, take Debian's package into the cache first."
     try:
@@ -420,7 +427,7 @@ def fetch_fashion_mnist() -> FashionMNIST:  # as `load_fashion_mnist()`
                 _remember(write_atomically(cache_folder() / file.name, content))
     return load_fashion_mnist()
 
-# %% ../nbs/00_data.ipynb #00-056
+# %% ../nbs/00_data.ipynb #00-058
 def split_validation(
     train: Split,  # what to divide
     size: int = 5_000,  # images to hold out

@@ -1,0 +1,47 @@
+"""What several test files share: the real data set, and caches of their own."""
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from fashion_nb.data import FILES, cache_folder, load_fashion_mnist
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session")
+def data():
+    "The data set, from wherever this machine has it."
+    return load_fashion_mnist()
+
+
+@pytest.fixture(scope="session")
+def contents(data):
+    "The decompressed content of each of the four files."
+    return {file.name: (Path(data.folder) / file.name if (Path(data.folder) / file.name).exists()
+                        else cache_folder() / file.name).read_bytes() for file in FILES}
+
+
+@pytest.fixture(scope="session")
+def packed(contents, tmp_path_factory):
+    "A folder with the four files packed, as they are published."
+    folder = tmp_path_factory.mktemp("packed")
+    for name, content in contents.items():
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content, 1))
+    return folder
+
+
+@pytest.fixture
+def empty_home(tmp_path, monkeypatch):
+    "A user without caches, environment variables or Debian's package; returns the home folder."
+    import fashion_nb.data
+
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    monkeypatch.delenv("FASHION_NB_DATA", raising=False)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.setattr(fashion_nb.data, "DEBIAN_FOLDER", tmp_path / "usr/share/datasets/fashion-mnist")
+    return home
