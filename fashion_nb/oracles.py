@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OracleError', 'keras_flops_count', 'gradient_image', 'field_box', 'measured_field']
 
-# %% ../nbs/06_oracles.ipynb #06-003
+# %% ../nbs/06_oracles.ipynb #7c784621
 import math
 import os
 import threading
@@ -16,11 +16,11 @@ import numpy as np
 
 from .data import FashionNbError
 
-# %% ../nbs/06_oracles.ipynb #06-005
+# %% ../nbs/06_oracles.ipynb #b6c3f498
 class OracleError(FashionNbError):
     "A witness that cannot be heard: a package is missing, or it does not understand the model."
 
-# %% ../nbs/06_oracles.ipynb #06-008
+# %% ../nbs/06_oracles.ipynb #facab3b9
 _KERAS_FLOPS_REGISTERS = {"AddV2", "FusedBatchNormV3", "Max"}
 
 
@@ -46,7 +46,7 @@ def _tolerating_double_registration():
     finally:
         ops.RegisterStatistics = strict
 
-# %% ../nbs/06_oracles.ipynb #06-012
+# %% ../nbs/06_oracles.ipynb #72a83eeb
 @contextmanager
 def _silence():
     "Send file descriptors 1 and 2 to nowhere, and hold back TensorFlow's log, until the block ends."
@@ -70,7 +70,7 @@ def _silence():
         os.close(nowhere)
         logger.setLevel(level)
 
-# %% ../nbs/06_oracles.ipynb #06-015
+# %% ../nbs/06_oracles.ipynb #a7048fb7
 def _with_list_shapes(
     model,  # a Keras model with known inputs
 ):  # a `keras.Model` that computes the same and whose `inputs` have list shapes
@@ -87,7 +87,7 @@ def _with_list_shapes(
 
     return ListShapes(name="counted", autocast=False)
 
-# %% ../nbs/06_oracles.ipynb #06-018
+# %% ../nbs/06_oracles.ipynb #b03d3559
 def _check_countable(
     model,  # what the user handed over
 ) -> None:  # nothing; raises `OracleError`
@@ -95,7 +95,7 @@ def _check_countable(
     import keras
 
     if not isinstance(model, keras.Model):
-        raise OracleError(f"expected a Keras model, got {type(model).__name__}: build one, for example with build_model")
+        raise OracleError(f"expected a Keras model, got {type(model).__name__}: build one, as build_model does")
     if keras.config.backend() != "tensorflow":
         raise OracleError(
             f"keras-flops needs Keras on TensorFlow, and Keras runs on {keras.config.backend()}: "
@@ -110,7 +110,7 @@ def _check_countable(
                 "expected any batch size and fixed sizes otherwise, so fix them in keras.Input"
             )
 
-# %% ../nbs/06_oracles.ipynb #06-021
+# %% ../nbs/06_oracles.ipynb #e8356b5d
 _one_at_a_time = threading.Lock()
 
 
@@ -135,7 +135,7 @@ def keras_flops_count(
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise OracleError(f"keras-flops cannot count model {model.name!r}: {reason}") from error
 
-# %% ../nbs/06_oracles.ipynb #06-038
+# %% ../nbs/06_oracles.ipynb #fd51f1db
 _AVERAGED = {  # summed or chosen over a window: becomes an average over the same window
     "Conv2D": "Conv2D",
     "DepthwiseConv2D": "DepthwiseConv2D",
@@ -152,7 +152,7 @@ _LEFT_OUT = {  # element by element, when a trained model is used
     "GaussianDropout", "GaussianNoise",
 }  # fmt: skip
 
-# %% ../nbs/06_oracles.ipynb #06-040
+# %% ../nbs/06_oracles.ipynb #eb6cbdb1
 def _averaging_layer(
     layer,  # a layer of the model to be measured
 ):  # a new Keras layer, not built
@@ -174,7 +174,7 @@ def _averaging_layer(
     config |= {key: value for key, value in plain.items() if key in config}
     return getattr(layers, _AVERAGED[kind]).from_config(config | {"dtype": "float32"})
 
-# %% ../nbs/06_oracles.ipynb #06-043
+# %% ../nbs/06_oracles.ipynb #30c27c01
 def _averaging_copy(
     model,  # a built Keras model with one image as its input
     layer_name: str,  # where the copy ends
@@ -186,14 +186,19 @@ def _averaging_copy(
     channels = model.inputs[0].shape[-1]
     part = keras.Model(model.inputs[0], model.get_layer(layer_name).output)
     image = keras.Input((*sides, channels), dtype="float32")
-    copy = keras.models.clone_model(part, input_tensors=image, clone_function=_averaging_layer)
+    copy = keras.models.clone_model(
+        part,
+        input_tensors=image,
+        clone_function=_averaging_layer,
+        call_function=lambda layer, tensor, *args, **options: layer(tensor),  # without masks and training flags
+    )
     for layer in copy.layers:
         for weight in layer.weights:
             summed = weight.shape[:2] if isinstance(layer, keras.layers.DepthwiseConv2D) else weight.shape[:-1]
             weight.assign(np.full(weight.shape, 1 / math.prod(summed) if len(weight.shape) > 1 else 0.0))
     return copy
 
-# %% ../nbs/06_oracles.ipynb #06-046
+# %% ../nbs/06_oracles.ipynb #81292807
 def _gradient(
     score,  # function of a batch of images that returns one number, in Keras operations
     image: np.ndarray,  # the batch at which to differentiate
@@ -221,7 +226,7 @@ def _gradient(
         return np.asarray(jax.grad(score)(image))
     raise OracleError(f"Keras runs on {backend}, which has no gradients: set KERAS_BACKEND to tensorflow, jax or torch")
 
-# %% ../nbs/06_oracles.ipynb #06-049
+# %% ../nbs/06_oracles.ipynb #1b9f2944
 def _checked_layer(
     model,  # what the user handed over
     layer_name: str,  # one of its layers
@@ -242,7 +247,7 @@ def _checked_layer(
         raise OracleError(f"model {model.name!r} has no layer {layer_name!r}: expected one of {', '.join(names)}")
     return model.get_layer(layer_name)
 
-# %% ../nbs/06_oracles.ipynb #06-051
+# %% ../nbs/06_oracles.ipynb #f37b5a65
 def _shares(
     model,  # a built Keras model with one image as its input
     layer_name: str,  # one of its layers
@@ -257,7 +262,7 @@ def _shares(
         centre = tuple(side // 2 for side in copy.output_shape[1:-1])
         return _gradient(lambda batch: keras.ops.mean(copy(batch)[(0, *centre)]), image)[0].sum(axis=-1)
 
-# %% ../nbs/06_oracles.ipynb #06-053
+# %% ../nbs/06_oracles.ipynb #e0306af1
 def gradient_image(
     model,  # a built Keras model with one image (height, width, channels) as its input
     layer_name: str,  # one of its layers
@@ -269,7 +274,7 @@ def gradient_image(
         raise OracleError(f"model {model.name!r} takes images of any size: fix the size in keras.Input")
     return _shares(model, layer_name, sides)
 
-# %% ../nbs/06_oracles.ipynb #06-057
+# %% ../nbs/06_oracles.ipynb #d68c4cd4
 def field_box(
     image: np.ndarray,  # (height, width), from `gradient_image`
 ) -> tuple[int, int, int, int]:  # top, left, height, width; all 0 if no pixel counts
@@ -281,7 +286,7 @@ def field_box(
     (top, height), (left, width) = box
     return top, left, height, width
 
-# %% ../nbs/06_oracles.ipynb #06-060
+# %% ../nbs/06_oracles.ipynb #a2333007
 _LARGEST_SIDE = 1024
 
 
