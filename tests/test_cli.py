@@ -1,0 +1,168 @@
+"""The command as somebody types it: in a process of its own, with good and with bad input."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import pytest
+
+from fashion_nb.cost import CONVENTIONS
+from fashion_nb.models import list_models
+
+
+def fashion_nb(*arguments, cwd=None, timeout=300, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "fashion_nb", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cost", "stride_3"], "there is no model 'stride_3': expected one of stride_1, stride_2"),
+        (["field", "resnet"], "there is no model 'resnet'"),
+        (["cost", "stride_2", "--convention", "gmacs"], f"expected one of {', '.join(CONVENTIONS)}"),
+        (["cost"], "Missing argument 'MODEL'"),
+        (["cots", "stride_2"], "No such command 'cots'"),
+        (["data", "--folder", "/no/such/folder"], "/no/such/folder (the folder asked for) is not a folder"),
+        (["train", "--epochs", "ten"], "'ten' is not a valid integer"),
+        (["train", "--epochs", "0"], "epochs is 0: expected a whole number from 1"),
+        (["train", "--learning-rate", "-1"], "learning_rate is -1.0: expected a number above 0"),
+        (["train", "--model", "stride_9"], "expected one of stride_1, stride_2"),
+        (["train", "--validation-size", "60000"], "validation_size is 60000"),
+        (["evaluate", "/no/such/run"], "/no/such/run does not exist"),
+        (["report", "--batch-size", "1.5"], "'1.5' is not a valid integer"),
+        (["report", "--output", "/dev/null/report"], "cannot be written"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(arguments, message, tmp_path):
+    answer = fashion_nb(*arguments, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert message in answer.stderr and answer.stderr.startswith("fashion_nb: ")
+    assert answer.stderr.count("\n") == 1 and "Traceback" not in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_arguments_show_the_help():
+    assert "Commands:" in fashion_nb().stderr
+
+
+@pytest.mark.parametrize("verb", ["data", "models", "cost", "field", "train", "evaluate", "report"])
+def test_each_verb_has_help_with_an_example(verb):
+    answer = fashion_nb(verb, "--help")
+    assert answer.returncode == 0
+    assert f"fashion_nb {verb}" in answer.stdout.split("Example")[1]
+
+
+def test_the_data_set_is_described():
+    answer = fashion_nb("data", "--verify")
+    assert answer.returncode == 0 and not answer.stderr
+    assert "60,000 train, 10,000 test" in answer.stdout
+    assert len(re.findall(r"sha256 [0-9a-f]{64}$", answer.stdout, re.M)) == 4
+
+
+def test_a_damaged_cache_is_reported_in_one_line_and_mended(packed, tmp_path):
+    cache = tmp_path / "cache"
+    home = {"XDG_CACHE_HOME": str(cache), "HOME": str(tmp_path), "KERAS_HOME": str(tmp_path / "keras")}
+    place = tmp_path / "keras/datasets/fashion-mnist"
+    place.mkdir(parents=True)
+    for path in packed.iterdir():
+        os.link(path, place / path.name)
+    assert fashion_nb("data", **home).returncode == 0
+    labels = cache / "fashion_nb" / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1])
+    answer = fashion_nb("data", **home)
+    assert answer.returncode == 0 and answer.stderr.count("\n") == 1 and "set aside" in answer.stderr
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_costs_are_quiet_and_machine_readable(model):
+    answer = fashion_nb("cost", model, "--convention", "one_per_mac", "--json")
+    report = json.loads(answer.stdout)
+    assert not answer.stderr
+    assert report["total"]["flops"] == sum(layer["flops"] for layer in report["layers"])
+
+
+def test_models_are_listed_with_their_source():
+    answer = fashion_nb("models")
+    assert all(name in answer.stdout for name in list_models()) and answer.stdout.count("Source:") == len(list_models())
+
+
+class Page(HTMLParser):
+    "What a page refers to, and the ids it has."
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids, self.text = [], set(), text
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids.add(attributes.get("id"))
+        self.links += [attributes[name] for name in ("href", "src") if name in attributes]
+        if tag == "img":
+            assert attributes.get("alt")
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reported")
+    return folder, fashion_nb("report", "--epochs", "1", "--output", "page", cwd=folder)
+
+
+def test_the_report_is_one_page_that_needs_no_other_file(reported):
+    folder, answer = reported
+    assert answer.returncode == 0, answer.stderr
+    page = Page((folder / "page/index.html").read_text(encoding="utf-8"))
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
+    assert sum(link.startswith("data:") for link in page.links) == 3
+    assert "2,079,480" in page.text and "22,081,080" in page.text and "DIFFERENT" not in page.text
+
+
+def test_the_reports_numbers_agree_with_each_other_and_with_the_terminal(reported):
+    folder, answer = reported
+    metrics = json.loads((folder / "page/metrics.json").read_text(encoding="utf-8"))
+    evaluation = metrics["evaluation"]
+    accuracy, report = answer.stdout.splitlines()[-2:]
+    assert f"{evaluation['hit_rate']:.2%} on test, 95 % interval {evaluation['interval']['low']:.2%}" in accuracy
+    assert "page/index.html" in report
+    assert f"hit rate {evaluation['hit_rate']:.4f}" in (folder / "page/metrics.txt").read_text(encoding="utf-8")
+    assert evaluation["hit_rate"] > 0.8
+    assert [row["equal"] for row in metrics["verification"]] == [True, True]
+    assert len(metrics["history"]) == 1 and metrics["record"]["training_images"] == 55_000
+
+
+def test_a_run_of_the_report_can_be_evaluated_again(reported):
+    folder, _ = reported
+    (run,) = (folder / "runs").iterdir()
+    answer = fashion_nb("evaluate", run, "--output", folder / "again")
+    first, again = (json.loads((folder / name / "metrics.json").read_text()) for name in ("page", "again"))
+    assert answer.returncode == 0 and again["right"] == first["evaluation"]["right"]
+
+
+def test_ctrl_c_ends_with_status_130_and_keeps_no_half_report(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fashion_nb", "report"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "runs"
+    deadline = time.time() + 120
+    while not list(log.glob("*/record.json")):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.2)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.rstrip().endswith("fashion_nb: interrupted") and "Traceback" not in said
+    (record,) = log.glob("*/record.json")
+    assert json.loads(record.read_text())["status"] == "interrupted"
+    assert not list((tmp_path / "report").iterdir())
