@@ -3,14 +3,15 @@ VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$python; break; }; done)
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# setuptools would announce each editable install with a page of text; nothing else is kept quiet.
+PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUNTIME := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export MPLBACKEND ?= agg
 
-.PHONY: help report test data docs lab clean notebooks readme check export lock
+.PHONY: help report test data docs lab clean notebooks check export lock
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 

@@ -64,7 +64,7 @@ def _problems(
         problems.append(f"learning_rate is {rate!r}: expected a number above 0, at most 1")
     return problems
 
-# %% ../nbs/07_train.ipynb #46827e19
+# %% ../nbs/07_train.ipynb #dfd8b42f
 @dataclass(frozen=True)
 class TrainConfig:
     "All that can be chosen about a training run; bad values raise `TrainError`, all of them at once."
@@ -72,7 +72,7 @@ class TrainConfig:
     model: str = "stride_2"  # a name from `list_models()`
     epochs: int = 6  # passes over the training images
     batch_size: int = 128  # images for each step of the optimizer
-    learning_rate: float = 0.002  # of the first step; it falls to zero along half a cosine
+    learning_rate: float = 0.004  # of the first step; it falls to zero along half a cosine
     validation_size: int = 5_000  # images held out of the train split, the same share of each class
     seed: int = 0  # of the held-out images, the first weights and the order of the images
 
