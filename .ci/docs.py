@@ -198,17 +198,34 @@ def render_smalldocs(folder: Path) -> None:
     except (BuildError, ConfigError) as error:
         raise DocsError(f"smalldocs cannot render the site: {error}") from error
     for warning in site.warnings:
-        if "output-file is not read" not in warning and "broken link" not in warning:  # links are checked below, once
+        if not re.search("output-file is not read|broken link|html-math-method", warning):  # seen to here, or below
             print(f"docs: warning: {warning}", file=sys.stderr)
 
 
+FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.DOTALL)
+KATEX = re.compile(r"<link[^>]*\bkatex[^>]*>|<script[^>]*\bkatex[^>]*></script>")
+
+
+def write_formulas(page: str) -> str:  # the same page, with MathML, which browsers draw themselves
+    "Turn LaTeX into MathML: smalldocs leaves it to a script from another host, and without that a reader sees raw LaTeX."
+    from latex2mathml.converter import convert
+
+    def mathml(match: re.Match) -> str:
+        try:
+            return convert(html.unescape(match[2]), display="block" if match[1] == "display" else "inline")
+        except Exception as error:
+            raise DocsError(f"the formula {match[2]!r} is not LaTeX that latex2mathml reads ({error!r}); write it differently") from error
+
+    return KATEX.sub("", FORMULA.sub(mathml, page))
+
+
 def make_self_contained(site: Path, address: str) -> None:
-    "Make nbdev's links to the published site relative, and drop the fonts that themes fetch from another host."
+    "Make nbdev's links to the published site relative, write out formulas, drop the fonts that themes fetch from elsewhere."
     own = re.compile(rf'(<a\b[^>]*?\bhref="){re.escape(html.escape(address))}(?:/([^"]*))?"')
     for path in site.rglob("*.html"):
         up = "../" * len(path.parent.relative_to(site).parts)
         text = path.read_text(encoding="utf-8")
-        new = own.sub(lambda m: f'{m[1]}{up}{m[2] or "index.html"}"', text)
+        new = write_formulas(own.sub(lambda m: f'{m[1]}{up}{m[2] or "index.html"}"', text))
         if new != text:
             path.write_text(new, encoding="utf-8")
     for path in site.rglob("*.css"):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ModelError', 'ModelInfo', 'list_models', 'model_info', 'build_model']
 
-# %% ../nbs/02_models.ipynb #02-003
+# %% ../nbs/02_models.ipynb #ba7cb96e
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .data import FashionNbError
 
-# %% ../nbs/02_models.ipynb #02-012
+# %% ../nbs/02_models.ipynb #0fd1d0ce
 def _fashon_detection(
     name: str,  # the Keras model's name
     stride: int,  # stride of conv2 and conv3; conv1 has stride 1
@@ -35,7 +35,7 @@ def _fashon_detection(
         name=name,
     )
 
-# %% ../nbs/02_models.ipynb #02-015
+# %% ../nbs/02_models.ipynb #7fcf0b14
 class ModelError(FashionNbError, ValueError):
     "A model that does not exist; the message lists those that do."
 
@@ -69,12 +69,12 @@ _ZOO = {
     )
 }
 
-# %% ../nbs/02_models.ipynb #02-017
+# %% ../nbs/02_models.ipynb #e407541f
 def list_models() -> list[str]:  # names that `build_model` takes
     "The names of the networks in the zoo."
     return list(_ZOO)
 
-# %% ../nbs/02_models.ipynb #02-019
+# %% ../nbs/02_models.ipynb #6749407f
 def model_info(
     name: str,  # a name from `list_models()`
 ) -> ModelInfo:  # summary, source and builder
@@ -83,7 +83,7 @@ def model_info(
         raise ModelError(f"there is no model {name!r}: expected one of {', '.join(list_models())}")
     return _ZOO[name]
 
-# %% ../nbs/02_models.ipynb #02-021
+# %% ../nbs/02_models.ipynb #b709110e
 def build_model(
     name: str,  # a name from `list_models()`
     rescale: bool = True,  # divide pixels 0..255 by 255 inside the model; False gives the layers exactly as published
