@@ -88,8 +88,8 @@ class _Rates:
         "Wilson's 95 % interval of the hit rate."
         return wilson_interval(self.right, self.total)
 
-# %% ../nbs/08_evaluate.ipynb #2504566f
-@dataclass(frozen=True, eq=False)
+# %% ../nbs/08_evaluate.ipynb #7b89827b
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(_Rates):
     "How a model does on a set of images; it shows itself in a notebook."
 
@@ -118,6 +118,9 @@ class Evaluation(_Rates):
     def save(self, folder: Path | str) -> Path:  # made if need be, and returned
         "Write metrics.json, metrics.txt and, where there are probabilities, probabilities.npz."
         return _save(self, Path(folder).expanduser())
+
+    def __repr__(self):
+        return f"Evaluation({self.model!r}, {self.right:,} of {self.total:,} right)"
 
     def _repr_html_(self):
         return _to_html(self)

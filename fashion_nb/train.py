@@ -403,8 +403,8 @@ def load_model(
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainError(f"{path} cannot be loaded as a Keras model ({first_line}): remove it or train again") from None
 
-# %% ../nbs/07_train.ipynb #92d0e5da
-@dataclass(frozen=True, eq=False)
+# %% ../nbs/07_train.ipynb #76fada86
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     "A training run, as its folder tells it."
 
@@ -428,6 +428,9 @@ class Run:
         if not self.checkpoints:
             raise TrainError(f"{self.folder} has no checkpoint (status: {self.record.get('status')}): train again")
         return load_model(self.checkpoints[-1])
+
+    def __repr__(self):
+        return f"Run({self.folder.name!r}, {self.config.model}, {self.record.get('status')})"
 
     def _repr_html_(self):
         return _run_html(self)
