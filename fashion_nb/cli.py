@@ -77,12 +77,13 @@ def _start_keras() -> None:
 
         keras.ops.zeros(1)
 
-# %% ../nbs/11_cli.ipynb #a67c6d58
+# %% ../nbs/11_cli.ipynb #b10d6d5f
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
   fashion_nb data --fetch            find Fashion-MNIST, or fetch it
+  fashion_nb explore --quick         what is easy, hard and wrong in it
   fashion_nb cost stride_2           parameters, MACs and FLOPs of each layer
   fashion_nb train --epochs 3        train, into a new folder below runs/
   fashion_nb report                  all of it, on one page: report/index.html
@@ -114,6 +115,42 @@ def data_command(folder, fetch, verify):
     click.echo(f"images    {len(found.train):,} train, {len(found.test):,} test, {len(CLASS_NAMES)} classes")
     for file in FILES:
         click.echo(f"verified  {file.name:<24} sha256 {file.sha256}")
+
+# %% ../nbs/11_cli.ipynb #cffcb56d
+@cli.command("explore")
+@click.option("--folder", type=click.Path(), help="Look for the data in this folder only.")
+@click.option("--split", type=click.Choice(["train", "test", "all"]), default="train", show_default=True, help="Which images.")
+@click.option("--quick", is_flag=True, help="Only 500 random images of each class: seconds, but few duplicates are left to find.")
+@click.option("--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the report, with pictures, to this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explore_command(folder, split, quick, page, as_json):
+    """Audit the data: balance, duplicates, outliers, suspect labels.
+
+    \b
+    Examples:
+      fashion_nb explore --quick
+      fashion_nb explore --split test --html audit.html
+    """
+    import numpy as np
+
+    from fashion_nb.data import load_fashion_mnist
+    from fashion_nb.explore import audit, stratified_sample
+
+    found = load_fashion_mnist(folder)
+    parts = [found.train, found.test] if split == "all" else [getattr(found, split)]
+    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    if quick:
+        chosen = stratified_sample(labels, 500)
+        images, labels = images[chosen], labels[chosen]
+    report = audit(images, labels)
+    if page is not None:
+        try:
+            report.to_html(page, f"Fashion-MNIST, {split}{', a sample' if quick else ''}")
+        except OSError as error:
+            raise ReportError(f"{page} cannot be written ({error.strerror}): name a file in a folder that you may write to") from None
+    click.echo(json.dumps(report.to_dict(), indent=1) if as_json else report.to_text())
+    if page is not None and not as_json:
+        click.echo(f"\nwritten to {page}")
 
 # %% ../nbs/11_cli.ipynb #6491f382
 @cli.command("models")
