@@ -7,7 +7,8 @@ __all__ = ['CLASS_NAMES', 'FILES', 'MIRRORS', 'DEBIAN_FOLDER', 'FashionNbError',
            'check_content', 'read_content', 'write_atomically', 'cache_folder', 'download', 'Split', 'FashionMNIST',
            'load_fashion_mnist', 'fetch_fashion_mnist', 'split_validation']
 
-# %% ../nbs/00_data.ipynb #00-003
+# %% ../nbs/00_data.ipynb #f35ef1fc
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/00_data.ipynb #00-006
+# %% ../nbs/00_data.ipynb #501f99bb
 class FashionNbError(Exception):
     "Base of every error that this package raises on purpose; its message is one sentence for the user."
 
@@ -34,7 +35,7 @@ class DataError(FashionNbError):
 class DownloadError(DataError):
     "The data set could not be fetched from its official hosts."
 
-# %% ../nbs/00_data.ipynb #00-009
+# %% ../nbs/00_data.ipynb #d5c0df2e
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -64,7 +65,7 @@ class IdxFile:
         "Bytes of the whole decompressed file."
         return self.header + int(np.prod(self.shape))
 
-# %% ../nbs/00_data.ipynb #00-012
+# %% ../nbs/00_data.ipynb #c6b99c47
 FILES = (
     IdxFile(
         "train-images-idx3-ubyte", (60_000, 28, 28), "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
@@ -76,7 +77,7 @@ FILES = (
     IdxFile("t10k-labels-idx1-ubyte", (10_000,), "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 )
 
-# %% ../nbs/00_data.ipynb #00-015
+# %% ../nbs/00_data.ipynb #8fe18986
 def check_content(
     content: bytes,  # the whole decompressed file
     file: IdxFile,  # what it has to be
@@ -96,7 +97,7 @@ def check_content(
     if (found := hashlib.sha256(content).hexdigest()) != file.sha256:
         raise DataError(f"{path} has the SHA-256 {found[:12]}…, expected {file.sha256[:12]}…: {remedy}")
 
-# %% ../nbs/00_data.ipynb #00-019
+# %% ../nbs/00_data.ipynb #8d6b6a46
 def _find(
     folder: Path,  # where to look
     file: IdxFile,  # what to look for
@@ -121,7 +122,7 @@ def read_content(
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}): check what it is and who may read it") from None
 
-# %% ../nbs/00_data.ipynb #00-022
+# %% ../nbs/00_data.ipynb #595b3820
 def write_atomically(
     path: Path | str,  # the file to write; its folder is made if need be
     content: str | bytes,  # text is written as UTF-8
@@ -142,7 +143,7 @@ def write_atomically(
         raise
     return path
 
-# %% ../nbs/00_data.ipynb #00-025
+# %% ../nbs/00_data.ipynb #fc3fcdc9
 def cache_folder() -> Path:  # for instance ~/.cache/fashion_nb
     "Where the decompressed files are kept between runs; on Linux it follows XDG_CACHE_HOME."
     from platformdirs import user_cache_path
@@ -177,7 +178,7 @@ def _remember(
     stamps = {str(path.absolute()): _stamp(path) for path in paths}
     write_atomically(cache_folder() / "verified.json", json.dumps(_verified() | stamps, indent=1))
 
-# %% ../nbs/00_data.ipynb #00-027
+# %% ../nbs/00_data.ipynb #6c7f39d1
 def _map(
     path: Path,  # a decompressed file that has been verified
     file: IdxFile,  # its shape
@@ -207,7 +208,7 @@ def _load(
         return np.frombuffer(content, np.uint8, offset=file.header).reshape(file.shape)
     return _map(cached, file)
 
-# %% ../nbs/00_data.ipynb #00-030
+# %% ../nbs/00_data.ipynb #f8a7726f
 MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
@@ -243,7 +244,7 @@ def _resume(
     if part.stat().st_size < total:
         raise ConnectionError(f"the connection broke after {part.stat().st_size:,} of {total:,} bytes")
 
-# %% ../nbs/00_data.ipynb #00-034
+# %% ../nbs/00_data.ipynb #4b69135d
 def _fetch(
     url: str,  # of the packed file
     part: Path,  # where it is gathered
@@ -261,7 +262,7 @@ def _fetch(
     finally:
         packed.unlink(missing_ok=True)
 
-# %% ../nbs/00_data.ipynb #00-036
+# %% ../nbs/00_data.ipynb #71423b26
 def download(
     file: IdxFile,  # which of the four
     mirrors: tuple[str, ...] = MIRRORS,  # base addresses, tried in turn
@@ -269,6 +270,8 @@ def download(
     pause: float = 0.5,  # seconds before the second try; doubled each time
 ) -> Path:  # the verified, decompressed file in the cache
     "Fetch one file into the cache, safely beside other processes; failing that raises `DownloadError`."
+    from http.client import HTTPException
+
     from filelock import FileLock
 
     target, part = cache_folder() / file.name, cache_folder() / f"{file.name}.gz.part"
@@ -280,7 +283,7 @@ def download(
                 try:
                     _fetch(mirrors[attempt % len(mirrors)] + f"{file.name}.gz", part, target, file)
                     break
-                except (OSError, DataError) as error:
+                except (OSError, HTTPException, DataError) as error:
                     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                         raise
                     problem = error
@@ -296,7 +299,7 @@ def download(
         ) from None
     return target
 
-# %% ../nbs/00_data.ipynb #00-041
+# %% ../nbs/00_data.ipynb #13866836
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -328,7 +331,7 @@ def _debian_package(
     problem = (tried.stderr.strip().splitlines() or ["no package came"])[-1]
     raise DownloadError(f"Debian's package {package} could not be had ({problem})")
 
-# %% ../nbs/00_data.ipynb #00-044
+# %% ../nbs/00_data.ipynb #1fb9005f
 @dataclass(frozen=True, eq=False)
 class Split:
     "Images and their labels, in the same order."
@@ -355,7 +358,7 @@ class FashionMNIST:
     def __repr__(self):
         return f"FashionMNIST(train {len(self.train):,}, test {len(self.test):,}, source {self.source!r})"
 
-# %% ../nbs/00_data.ipynb #00-047
+# %% ../nbs/00_data.ipynb #440b3b9a
 def _places() -> list[tuple[str, Path]]:  # name and folder, in the order in which they are tried
     "The places on this machine that may hold the data set without having been asked for."
     keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
@@ -380,12 +383,13 @@ def _locate(
         except DataError as error:
             message = f"{error}; it is passed over"
             if folder == cache_folder():
-                path.replace(path.with_name(f"{path.name}.corrupt"))
-                message = f"{error}; it was set aside as {path.name}.corrupt and is fetched again"
+                with contextlib.suppress(OSError):  # another process may have been first
+                    path.replace(path.with_name(f"{path.name}.corrupt"))
+                    message = f"{error}; it was set aside as {path.name}.corrupt and is fetched again"
             warnings.warn(message, stacklevel=2)
     return _load(download(file), file), "the official download", cache_folder()
 
-# %% ../nbs/00_data.ipynb #00-049
+# %% ../nbs/00_data.ipynb #aa58c531
 def load_fashion_mnist(
     folder: Path | str | None = None,  # a folder with the four files, packed or not; it is used or refused, never replaced
     verify: bool = False,  # hash every file again, even one that has not changed since it was verified
@@ -409,25 +413,25 @@ def load_fashion_mnist(
         Split(train_images[..., np.newaxis], train_labels), Split(test_images[..., np.newaxis], test_labels), source, place
     )
 
-# %% ../nbs/00_data.ipynb #00-053
+# %% ../nbs/00_data.ipynb #739c5f7c
 def fetch_fashion_mnist() -> FashionMNIST:  # as `load_fashion_mnist()`
     "Load the data set; where the official hosts are out of reach, take Debian's package into the cache first."
     try:
         return load_fashion_mnist()
     except DownloadError as unreachable:
-        with tempfile.TemporaryDirectory(prefix="fashion_nb-") as folder:
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix="fashion_nb-") as folder:
                 place = _debian_package(Path(folder))
-            except DownloadError as error:
-                raise DownloadError(f"{unreachable}; {error}") from None
-            for file in FILES:
-                path = place / f"{file.name}.gz"
-                content = read_content(path, file)
-                check_content(content, file, path)
-                _remember(write_atomically(cache_folder() / file.name, content))
+                for file in FILES:
+                    path = place / f"{file.name}.gz"
+                    content = read_content(path, file)
+                    check_content(content, file, path)
+                    _remember(write_atomically(cache_folder() / file.name, content))
+        except (DataError, OSError) as error:
+            raise DownloadError(f"{unreachable}; Debian's package does not help either: {error}") from None
     return load_fashion_mnist()
 
-# %% ../nbs/00_data.ipynb #00-058
+# %% ../nbs/00_data.ipynb #50055009
 def split_validation(
     train: Split,  # what to divide
     size: int = 5_000,  # images to hold out

@@ -35,6 +35,8 @@ class Host:
                 host.requests.append((name, start))
                 answer = host.answers.pop(0) if host.answers else "good"
                 body = host.files[name]
+                if answer == "nonsense":
+                    return handler.wfile.write(b"this is not HTTP\r\n\r\n")
                 if answer == "error":
                     return handler.send_error(500)
                 if answer == "wrong":
@@ -184,6 +186,19 @@ def test_a_corrupt_cache_is_reported_set_aside_and_fetched_again(damage, packed,
         load_fashion_mnist()
 
 
+def test_a_corrupt_cache_that_cannot_be_set_aside_is_passed_over(packed, empty_home, contents, monkeypatch):
+    linked(packed, empty_home / ".keras/datasets/fashion-mnist")
+    load_fashion_mnist()
+    replace(cache_folder() / TEST_LABELS.name, b"")
+
+    def taken(path, target):  # by another process that was first, say
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Path, "replace", taken)
+    with pytest.warns(UserWarning, match="it is passed over"):
+        assert load_fashion_mnist().test.labels.tobytes() == contents[TEST_LABELS.name][8:]
+
+
 def test_verify_finds_what_size_and_time_do_not_show(packed, empty_home, contents):
     linked(packed, empty_home / ".keras/datasets/fashion-mnist")
     load_fashion_mnist()
@@ -228,6 +243,7 @@ def test_the_list_of_verified_files_may_be_damaged(packed, empty_home):
     ("answers", "starts"),
     [
         (["error", "good"], [0, 0]),
+        (["nonsense", "good"], [0, 0]),
         (["wrong", "good"], [0, 0]),
         (["broken", "good"], [0, "half"]),
         (["broken", "no ranges"], [0, "half"]),
@@ -316,6 +332,24 @@ def test_debians_package_serves_where_the_hosts_are_out_of_reach(packed, empty_h
     monkeypatch.setattr(download, "__defaults__", (("http://127.0.0.1:9/",), 1, 0))
     assert len(fetch_fashion_mnist().train) == 60_000
     assert load_fashion_mnist().source == "the cache"
+
+
+def test_a_full_disk_while_the_package_is_unpacked_is_one_sentence(packed, empty_home, tmp_path, monkeypatch):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    inside = f'"$3/{module.DEBIAN_FOLDER.relative_to("/")}"'
+    program(tools, "apt-get", '#!/bin/sh\n[ "$1" = download ] && touch "$3.deb"\n')
+    program(tools, "dpkg", f"#!/bin/sh\nmkdir -p {inside} && cp {packed}/*.gz {inside}\n")
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    monkeypatch.setattr(download, "__defaults__", (("http://127.0.0.1:9/",), 1, 0))
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    with pytest.raises(DownloadError, match="check the network.*No space left on device") as error:
+        fetch_fashion_mnist()
+    assert "\n" not in str(error.value)
 
 
 def test_neither_host_nor_package_gives_one_sentence(empty_home, tmp_path, monkeypatch):
