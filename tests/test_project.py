@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fashion_nb"
 BIN = Path(sys.executable).parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-ORDER = ("data", "explore", "models", "graph", "cost", "receptive_field", "oracles", "train", "evaluate", "experiments", "reduce", "cli")
+ORDER = (
+    "data", "explore", "models", "graph", "schedule", "arithmetic", "bug_for_bug", "cost", "receptive_field", "oracles", "train", "evaluate", "experiments",
+    "reduce", "cli",
+)  # fmt: skip
 HEAVY = {"tensorflow", "keras", "torch", "jax"}
 
 
