@@ -320,7 +320,7 @@ def _untraceable(model, error) -> str:
         "expected one that uses layers and keras.ops only"
     )
 
-# %% ../nbs/03_graph.ipynb #89d80ff0
+# %% ../nbs/03_graph.ipynb #f7212866
 def _output_shapes(
     operation,  # a layer or an operation
     node,  # Keras's node of its call
@@ -341,6 +341,8 @@ def _output_shapes(
         lambda part: keras.KerasTensor(part.shape, part.dtype) if isinstance(part, TensorRef) else part, arguments
     )
     outputs = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
+    if any(None in out.shape for out in outputs):  # EinsumDense, for one, may say less than what it will do
+        outputs = keras.tree.flatten(keras.src.backend.compute_output_spec(operation.call, *args, **kwargs))
     return [(tuple(out.shape), out.dtype) for out in outputs]
 
 

@@ -10,6 +10,17 @@ from fashion_nb.data import FILES, cache_folder, load_fashion_mnist
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run it with --slow"))
+
+
 @pytest.fixture(scope="session")
 def data():
     "The data set, from wherever this machine has it."
