@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$python; break; }; done)
+# What working on the project needs; continuous integration adds torch, a further witness, with EXTRAS=dev,torch.
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 # setuptools would announce each editable install with a page of text; nothing else is kept quiet.
 PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -60,5 +62,5 @@ $(RUNTIME): $(VENV)/.made constraints.txt settings.ini setup.py
 	touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) --no-build-isolation -e '.[dev]'
+	$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@

@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
-EXTRAS = ("dev", "gpu", "jax")
+EXTRAS = ("dev", "gpu", "jax", "torch")
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 
 setup(

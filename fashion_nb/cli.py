@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ReportError', 'run', 'verify_counts', 'count_and_verify', 'write_report']
 
-# %% ../nbs/11_cli.ipynb #d1480e39
+# %% ../nbs/11_cli.ipynb #ec11e31e
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -167,57 +168,149 @@ def models_command():
         info = model_info(name)
         click.echo(f"{name}\n  {info.summary}\n  Source: {info.source}")
 
-# %% ../nbs/11_cli.ipynb #10cf604a
-def _built(
-    name: str,  # a model's name; an unknown one is refused before Keras is started
-):  # a Keras model
-    "Build a model of the zoo, quietly."
-    from fashion_nb.models import build_model, model_info
+# %% ../nbs/11_cli.ipynb #d3df7cc4
+class _Sizes(click.ParamType):
+    "A shape such as 224,224,3 or 224x224x3."
 
-    model_info(name)
+    name = "SIZES"
+
+    def convert(self, value, param, ctx):
+        parts = re.split(r"[,x×]", value) if isinstance(value, str) else value
+        try:
+            sizes = tuple(int(part) for part in parts)
+        except ValueError:
+            sizes = ()
+        if not sizes or min(sizes) < 1:
+            self.fail(f"found {value!r}: expected whole numbers with commas between them, such as 224,224,3", param, ctx)
+        return sizes
+
+
+def _opened(
+    name: str,  # of the zoo, 'keras.applications.NAME', or a .keras file; a wrong one is refused before Keras is started
+    input_shape: tuple | None = None,  # for a model of keras.applications
+):  # a Keras model
+    "Build or load a model, quietly."
+    from fashion_nb.models import check_model_name, open_model
+
+    check_model_name(name)
     _start_keras()
-    return build_model(name)
+    return open_model(name, input_shape)
+
+# %% ../nbs/11_cli.ipynb #2e35c464
+_COUNTING = (
+    click.option("--convention", default="two_per_mac", show_default=True, help="How a FLOP is counted."),
+    click.option("--batch-size", default=1, show_default=True, help="Examples in a batch; counts are for the batch."),
+    click.option("--input-shape", type=_Sizes(), help="Where the model leaves sizes open, such as 224,224,3."),
+    click.option("--training", is_flag=True, help="Count the backward pass too, and keep all activations."),
+    click.option("--padding-taps", type=click.Choice(["counted", "skipped"]), default="counted", help="MACs on the zeros around an image."),
+    click.option("--zero-weights", type=click.Choice(["counted", "skipped"]), default="counted", help="MACs with weights that are zero."),
+    click.option("--fold-batch-norm", is_flag=True, help="Fold normalisations into the layer before."),
+    click.option("--strict", is_flag=True, help="Refuse a layer that cannot be counted, instead of marking it."),
+)
+
+
+def _with_options(
+    options,  # made by `click.option`
+):  # a decorator
+    "Add several options to a command."
+
+    def add(function):
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
 
 
 @cli.command("cost")
-@click.argument("model")
-@click.option("--convention", default="two_per_mac", show_default=True, help="How a FLOP is counted.")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@_with_options(_COUNTING)
+@click.option("--layer", help="Show the derivation of this layer only.")
+@click.option("--verify", is_flag=True, help="Put the counts before independent counters; status 1 if one disagrees.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file: .txt, .json, .csv, .md, .tex or .html.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def cost_command(model, convention, as_json):
-    """Parameters, MACs and FLOPs of each layer of MODEL, for one image.
+def cost_command(models, layer, verify, output, as_json, **counting):
+    """Parameters, MACs, FLOPs and memory of each layer of MODEL, for one image.
+
+    MODEL is a name from 'fashion_nb models', a .keras file, or
+    keras.applications.NAME. Several models are set side by side.
 
     \b
     Examples:
       fashion_nb cost stride_2
       fashion_nb cost stride_1 --convention profiler --json
+      fashion_nb cost stride_1 stride_2
+      fashion_nb cost keras.applications.ResNet50 --output resnet50.html
+      fashion_nb cost stride_2 --layer conv2 --convention everything
+      fashion_nb cost stride_2 --verify
     """
-    from fashion_nb.cost import model_cost
+    if len(models) > 1 and (layer or verify or output):
+        raise click.UsageError("found several models: expected one with --layer, --verify or --output")
+    opened = [_opened(name, counting["input_shape"]) for name in models]
+    if verify:
+        from fashion_nb.oracles import verify_cost
 
-    report = model_cost(_built(model), convention)
+        return _verified(verify_cost(opened[0], batch_size=counting["batch_size"], input_shape=counting["input_shape"]), as_json)
+    from fashion_nb.cost import compare_costs, model_cost
+
+    reports = [model_cost(model, **counting) for model in opened]
+    if len(reports) > 1:
+        return _side_by_side(compare_costs(reports), as_json)
+    if output:
+        return click.echo(f"written to {reports[0].save(output)}")
+    click.echo(repr(reports[0].derivation(layer)) if layer else reports[0].text("json" if as_json else "txt").rstrip("\n"))
+
+
+def _side_by_side(
+    table,  # from `compare_costs`
+    as_json: bool,  # print JSON
+) -> None:  # prints
+    "Models as columns, counts as rows."
     if as_json:
-        return click.echo(json.dumps(report.to_dict(), indent=1))
-    counts = report.to_frame()[["output_shape", "params", "macs", "flops"]]
-    counts["output_shape"] = [" x ".join(map(str, shape)) for shape in counts["output_shape"]]
-    click.echo(counts.to_string(formatters={name: "{:,}".format for name in ("params", "macs", "flops")}, index_names=False))
+        return click.echo(table.to_json(orient="index", indent=1))
+    def text(value):
+        return f"{value:,}" if type(value) is int else f"{value:.3f}" if isinstance(value, float) else str(value)
 
-# %% ../nbs/11_cli.ipynb #2809951b
+    click.echo(table.astype(object).T.map(text).to_string())
+
+
+def _verified(
+    found,  # a `Verification`
+    as_json: bool,  # print JSON
+) -> None:  # prints; exit status 1 if a difference is not explained
+    "The table of ours against each witness."
+    rows = found.to_frame(all_layers=as_json)
+    click.echo(rows.to_json(orient="records", indent=1, default_handler=str) if as_json else repr(found))
+    if not found.ok:
+        raise SystemExit(1)
+
+# %% ../nbs/11_cli.ipynb #591ee488
 @cli.command("field")
 @click.argument("model")
+@click.option("--input-shape", type=_Sizes(), help="Where the model leaves sizes open, such as 224,224,3.")
+@click.option("--verify", is_flag=True, help="Measure the fields by a gradient as well; status 1 if one disagrees.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def field_command(model, as_json):
+def field_command(model, input_shape, verify, as_json):
     """Receptive field of each layer of MODEL, in pixels of the image.
 
-    \b
-    Example:
-      fashion_nb field stride_2
-    """
-    from dataclasses import asdict
+    MODEL is a name from 'fashion_nb models', a .keras file, or
+    keras.applications.NAME.
 
+    \b
+    Examples:
+      fashion_nb field stride_2
+      fashion_nb field keras.applications.VGG16
+    """
     from fashion_nb.receptive_field import receptive_field
 
-    report = receptive_field(_built(model))
+    opened = _opened(model, input_shape)
+    if verify:
+        from fashion_nb.oracles import verify_field
+
+        return _verified(verify_field(opened), as_json)
+    report = receptive_field(opened, input_shape=input_shape)
     if as_json:
-        return click.echo(json.dumps(asdict(report), indent=1))
+        return click.echo(json.dumps(report.to_dict(), indent=1))
     frame = report.to_frame()[["size", "stride", "padding", "share"]]
     for column in ("size", "stride", "padding"):
         frame[column] = [" x ".join(map(str, pair)) for pair in frame[column]]
@@ -418,7 +511,7 @@ def _verdicts(
         for row in counted["verification"]
     ]
 
-# %% ../nbs/11_cli.ipynb #596732d8
+# %% ../nbs/11_cli.ipynb #541e22b2
 def _contents(
     run,  # a finished `Run`
     evaluation,  # its `Evaluation` on the test images
@@ -433,8 +526,8 @@ def _contents(
         "config": asdict(run.config),
         "record": run.record,
         "history": run.history.to_dict("records"),
-        "costs": {name: asdict(report) for name, report in counted["costs"].items()},
-        "fields": {name: asdict(report) for name, report in counted["fields"].items()},
+        "costs": {name: report.to_dict() for name, report in counted["costs"].items()},
+        "fields": {name: report.to_dict() for name, report in counted["fields"].items()},
         "verification": counted["verification"],
     }
     return {

@@ -154,9 +154,9 @@ def test_errors_name_what_was_found():
     from keras import layers
 
     nested = keras.Sequential([keras.Input((8, 8, 1)), keras.Sequential([layers.Conv2D(2, 3)], name="inner")])
-    with pytest.raises(FieldError, match="'inner' is a Sequential"):
-        receptive_field(nested)
-    with pytest.raises(OracleError, match="'inner' is a Sequential"):
+    with pytest.raises(FieldError, match="no layer 'inner': expected one of inner/conv"):
+        receptive_field(nested)["inner"]
+    with pytest.raises(OracleError, match="no layer 'inner': expected one of inner/conv"):
         measured_field(nested, "inner")
     with pytest.raises(FieldError, match="does not fit into 2 positions"):
         after_window(AxisField(2), 3)
