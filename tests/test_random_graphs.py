@@ -1,0 +1,113 @@
+"""Random functional graphs of up to 40 layers: our counts against two independent witnesses, call by call.
+
+XLA's lowered analysis and PyTorch's counter look at each graph in processes of their own (fashion_nb.oracles). Where a witness counts otherwise
+by a rule of its own, the rule is in `oracles.RULES` and must account for the difference exactly. 1,000 graphs in every run, 10,000 with --slow.
+"""
+import random
+
+import pytest
+
+from fashion_nb.cost import model_cost
+from fashion_nb.graph import model_graph
+from fashion_nb.oracles import SKIPS, OracleError, WitnessCount, explained, witness_macs
+from random_models import KINDS, random_model
+
+# Keras 3.15 on PyTorch fails on tensors without contents for these: they would leave one witness alone.
+NOT_ON_TORCH = ("UpSampling1D", "UpSampling2D", "UpSampling3D", "RepeatVector", "AveragePooling3D")
+BLOCK = 125
+
+
+def layers_of(seed):
+    "A size for each seed: many small graphs, some with 40 layers."
+    return 1 + min(39, int(random.Random(seed).expovariate(1 / 7)))
+
+
+def by_call(answer, names):
+    "A witness's MACs for each of our calls; it may name a part of a call, such as 'Conv1D_1/pad'."
+    found = dict.fromkeys([*names, ""], 0)
+    for layer in answer.layers:
+        name = layer.name
+        while name not in found:
+            name = name.rpartition("/")[0]
+        found[name] += layer.macs
+    return found
+
+
+def rules_for(witness, call):
+    "What a witness's own rules say about a call; taps on padding are skipped on both sides when XLA is heard."
+    if witness == "torch":
+        return explained("torch", call)
+    return explained("xla, padding skipped", call) + [rule for rule in explained("xla", call) if rule[0] != SKIPS]
+
+
+def unexplained(model, heard):
+    "What the witnesses say otherwise than we, call by call, without what their own rules explain."
+    found = []
+    for witness, answer in heard.items():
+        if not isinstance(answer, WitnessCount):
+            found.append((witness, str(answer)))
+            continue
+        report = model_cost(model, padding_taps="counted" if witness == "torch" else "skipped")
+        ours = {row.name: row.macs for row in report.layers}
+        theirs = by_call(answer, ours)
+        for call in model_graph(model).calls:
+            gap = theirs[call.name] - ours[call.name]
+            if gap != sum(difference for _, difference in rules_for(witness, call)):
+                found.append((witness, call.name, call.kind, ours[call.name], theirs[call.name]))
+        if theirs[""] or answer.macs != sum(theirs.values()):
+            found.append((witness, "in no call", "", answer.macs, sum(theirs.values())))
+    return found
+
+
+def check_block(first, count=BLOCK):
+    "Build graphs for `count` seeds, hear both witnesses on all of them, and name every seed with a difference."
+    seeds = range(first, first + count)
+    models = [random_model(seed, layers=layers_of(seed), without=NOT_ON_TORCH) for seed in seeds]
+    answers = witness_macs(models)
+    wrong = {seed: found for seed, model, heard in zip(seeds, models, answers) if (found := unexplained(model, heard))}
+    assert not wrong, wrong
+    for model in models:
+        assert model_cost(model, strict=True).total.params == model.count_params()
+    return models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_witnesses():
+    pytest.importorskip("jax")
+    pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("block", range(1000 // BLOCK))
+def test_thousand_graphs(block):
+    models = check_block(block * BLOCK)
+    assert max(len(model.layers) for model in models) > 25 and len({layer for model in models for layer in map(type, model.layers)}) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(1000 // BLOCK, 10_000 // BLOCK))
+def test_ten_thousand_graphs(block):
+    check_block(block * BLOCK)
+
+
+def test_a_wrong_count_is_found(monkeypatch):
+    "The comparison itself can fail: one MAC too many in one layer is named."
+    import fashion_nb.arithmetic as arithmetic
+
+    model = next(m for m in (random_model(seed, 8, without=NOT_ON_TORCH) for seed in range(50)) if any(type(x).__name__ == "Conv2D" for x in m.layers))
+    (heard,) = witness_macs([model])
+    assert unexplained(model, heard) == []
+    right = arithmetic.HANDLERS["Conv2D"]
+
+    def wrong(call, training=False):
+        work = right(call, training)
+        return work + arithmetic.Work((arithmetic.Term("macs", "planted", (("n", 1),)),))
+
+    monkeypatch.setitem(arithmetic.HANDLERS, "Conv2D", wrong)
+    found = unexplained(model, heard)
+    assert {witness for witness, *_ in found} == {"xla", "torch"} and all(kind == "Conv2D" for _, _, kind, *_ in found)
+
+
+def test_kinds_left_out_are_named():
+    assert set(NOT_ON_TORCH) <= KINDS
+    with pytest.raises(OracleError):
+        witness_macs([None])
