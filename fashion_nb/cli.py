@@ -415,7 +415,7 @@ def _picture(
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/11_cli.ipynb #0b3288be
+# %% ../nbs/11_cli.ipynb #1d726993
 def _facts(
     run,  # a finished `Run`
     data,  # the data set
@@ -437,10 +437,11 @@ def _facts(
 
 def _field_rows(
     fields: dict,  # model: `FieldReport`
-) -> list[dict]:  # for each layer that all of them have: name and sizes
+) -> list[dict]:  # for each layer that any of them has: name and sizes, () where a model has no such layer
     "Receptive fields of several models, side by side."
-    names = [layer.name for layer in next(iter(fields.values())).layers]
-    return [{"name": name, "sizes": [report[name].size for report in fields.values()]} for name in names]
+    found = [{layer.name: layer.size for layer in report.layers} for report in fields.values()]
+    names = dict.fromkeys(name for sizes in found for name in sizes)
+    return [{"name": name, "sizes": [sizes.get(name, ()) for sizes in found]} for name in names]
 
 # %% ../nbs/11_cli.ipynb #8428d58c
 def _page(

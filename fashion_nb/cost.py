@@ -93,8 +93,8 @@ def _bytes(
     "How much memory tensors need."
     return sum(elements * _WIDTH.get(dtype, 4) for elements, dtype in {t.key: (t.elements, t.dtype) for t in tensors}.values())
 
-# %% ../nbs/04_cost.ipynb #9275deb3
-_SHOWN = ("kind", "output_shape", "params", "macs", "flops", "activations", "memory", "intensity")
+# %% ../nbs/04_cost.ipynb #d4926a98
+_SHOWN = ("kind", "output_shape", "params", "macs", "flops", "memory", "intensity")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class CostReport:
     def _repr_html_(self) -> str:
         return _html_table(self)
 
-# %% ../nbs/04_cost.ipynb #4f508afe
+# %% ../nbs/04_cost.ipynb #421d9f6a
 def _shape_text(shape) -> str:
     "A shape, or several, as people write them."
     if shape and isinstance(shape[0], tuple):
@@ -201,12 +201,13 @@ def _display_frame(
     rows = [*report.layers, report.total]
     shown = {column: [_cell(row, column, row is report.total and bool(report.unknown)) for row in rows] for column in columns}
     frame = pd.DataFrame(shown, index=pd.Index([row.name for row in rows], name="layer"))
-    frame["share"] = [f"{row.flops / max(report.total.flops, 1):.1%}" if row.known or row is report.total else "?" for row in rows]
+    shares = [f"{row.flops / max(report.total.flops, 1):.1%}" if row.known or row is report.total else "?" for row in rows]
+    frame.insert(1 + list(frame).index("flops") if "flops" in frame else len(frame.columns), "share", shares)
     if any(row.note for row in rows):
         frame["note"] = [row.note for row in rows]
     return frame
 
-# %% ../nbs/04_cost.ipynb #e713ba9b
+# %% ../nbs/04_cost.ipynb #873b6dd8
 _SORT = (
     "(function(h){var t=h.closest('table'),b=t.tBodies[0],i=h.cellIndex,d=h.dataset.down!=='1';h.dataset.down=d?'1':'0';"
     "[].slice.call(b.rows).sort(function(x,y){var v=function(r){var c=r.cells[i];return c.dataset.v===undefined?c.textContent:+c.dataset.v},"
@@ -242,8 +243,8 @@ def _html_table(
     texts = [dict(record) for record in frame.to_dict("records")]
     body = "".join(_html_row(report, row, text) for row, text in zip(report.layers, texts))
     foot = _html_row(report, report.total, texts[-1], "th")
-    caption = f"<caption>{escape(report.title())}</caption>"
-    return f"<table class='dataframe cost'>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody><tfoot>{foot}</tfoot></table>"
+    caption = f"<caption style='white-space:normal;text-align:left'>{escape(report.title())}</caption>"
+    return f"<table class='dataframe cost' style='font-size:.85em;white-space:nowrap'>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody><tfoot>{foot}</tfoot></table>"
 
 # %% ../nbs/04_cost.ipynb #324a9beb
 def _macs(

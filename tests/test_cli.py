@@ -31,7 +31,7 @@ def fashion_nb(*arguments, cwd=None, timeout=300, **environment):
         (["cost", "stride_3"], "there is no model 'stride_3': expected one of stride_1, stride_2"),
         (["field", "resnet"], "there is no model 'resnet'"),
         (["cost", "stride_2", "--convention", "gmacs"], f"expected one of {', '.join(CONVENTIONS)}"),
-        (["cost"], "Missing argument 'MODEL'"),
+        (["cost"], "Missing argument 'MODEL...'"),
         (["cots", "stride_2"], "No such command 'cots'"),
         (["data", "--folder", "/no/such/folder"], "/no/such/folder (the folder asked for) is not a folder"),
         (["train", "--epochs", "ten"], "'ten' is not a valid integer"),
@@ -166,3 +166,78 @@ def test_ctrl_c_ends_with_status_130_and_keeps_no_half_report(tmp_path):
     (record,) = log.glob("*/record.json")
     assert json.loads(record.read_text())["status"] == "interrupted"
     assert not list((tmp_path / "report").iterdir())
+
+
+# ---------------------------------------------------------------- any Keras model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    "A branching model in a file, one that wants to run code, one that is no model, and a file of another kind."
+    import keras
+    from keras import layers
+
+    folder = tmp_path_factory.mktemp("models")
+    image = keras.Input((12, 12, 3), name="image")
+    merged = layers.Add(name="sum")([layers.Conv2D(4, 3, padding="same", name="left")(image), layers.Conv2D(4, 1, name="right")(image)])
+    keras.Model(image, layers.GlobalAveragePooling2D(name="mean")(merged), name="branching").save(folder / "good.keras")
+    keras.Sequential([keras.Input((3,)), layers.Lambda(lambda x: x + 1)]).save(folder / "sly.keras")
+    (folder / "broken.keras").write_bytes(b"PK no zip")
+    (folder / "text.txt").write_text("no model")
+    return folder
+
+
+def test_a_saved_model_is_counted_and_verified(saved):
+    answer = fashion_nb("cost", str(saved / "good.keras"), "--json")
+    assert json.loads(answer.stdout)["total"]["macs"] == 144 * 4 * 3 * (9 + 1) and not answer.stderr
+    answer = fashion_nb("cost", str(saved / "good.keras"), "--verify")
+    assert answer.returncode == 0 and "0 failures" in answer.stdout and "keras-flops" in answer.stdout
+    fields = json.loads(fashion_nb("field", str(saved / "good.keras"), "--json").stdout)
+    assert {row["name"]: row["size"] for row in fields["layers"]}["sum"] == [3, 3]
+
+
+def test_a_model_that_keras_ships(tmp_path):
+    page = tmp_path / "mobile.html"
+    answer = fashion_nb("cost", "keras.applications.MobileNet", "--input-shape", "96,96,3", "--output", str(page), "--fold-batch-norm")
+    assert answer.returncode == 0 and "conv_pw_13" in page.read_text() and "folded" in page.read_text()
+
+
+def test_derivation_and_comparison():
+    assert "12 · 12 · 40 · 3 · 3 · 20 = 1,036,800" in fashion_nb("cost", "stride_2", "--layer", "conv2").stdout
+    table = json.loads(fashion_nb("cost", "stride_1", "stride_2", "--json").stdout)
+    assert {name: row["macs"] for name, row in table.items()} == {"stride_1": 22_081_080, "stride_2": 2_079_480}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["broken.keras"], "broken.keras cannot be opened as a Keras model"),
+        (["sly.keras"], "sly.keras cannot be opened as a Keras model"),
+        (["text.txt"], "expected a file that ends in .keras"),
+        (["none.keras"], "there is no file none.keras"),
+        (["keras.applications.ResNet51"], "Keras ships no model 'ResNet51'"),
+        (["keras.applications.MobileNetV3Small"], "input_shape="),
+        (["stride_2", "--input-shape", "a,b"], "such as 224,224,3"),
+        (["stride_2", "--input-shape", "32,32,1"], "expected one that fits"),
+        (["stride_2", "--layer", "conv9"], "no layer 'conv9'"),
+        (["stride_2", "--output", "cost.xls"], "ends in .json, .csv"),
+        (["stride_2", "--convention", "profiler", "--training"], "the profiler knows none"),
+        (["stride_1", "stride_2", "--verify"], "found several models"),
+        (["good.keras", "--batch-size", "0"], "1 or more"),
+    ],
+)
+def test_what_cannot_be_counted_is_one_line(arguments, message, saved):
+    before = sorted(saved.iterdir())
+    answer = fashion_nb("cost", *arguments, cwd=saved)
+    assert answer.returncode == 2 and message in answer.stderr, answer.stderr
+    assert answer.stderr.startswith("fashion_nb: ") and answer.stderr.count("\n") == 1
+    assert sorted(saved.iterdir()) == before
+
+
+def test_sides_of_models_with_other_layers():
+    from fashion_nb.cli import _field_rows
+    from fashion_nb.models import build_model
+    from fashion_nb.receptive_field import receptive_field
+
+    rows = _field_rows({name: receptive_field(build_model(name)) for name in ("stride_1", "mnist_classifier_32p_64p")})
+    assert {row["name"]: row["sizes"] for row in rows}["conv3"] == [(7, 7), ()]
