@@ -526,7 +526,7 @@ def bit_operations(
         counts[row.name] = (row.macs - without) * weight_bits * activation_bits + without * activation_bits**2
     return counts | {"total": sum(counts.values())}
 
-# %% ../nbs/04_cost.ipynb #0df60af1
+# %% ../nbs/04_cost.ipynb #599f8f4d
 @dataclass(frozen=True)
 class Derivation:
     "How a row's counts come about, a line for each term."
@@ -544,7 +544,8 @@ class Derivation:
         return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"
 
     def _repr_markdown_(self) -> str:
-        return f"**{self.name}** ({self.kind})\n\n$$\n{self.latex}\n$$"
+        lines = [f"- {what}: ${formula} = {numbers} = {_grouped(value)}$" for what, formula, numbers, value in self.lines]
+        return "\n".join([f"**{self.name}** ({self.kind})", "", *lines, f"- FLOPs: ${self.result}$"])
 
     def __repr__(self) -> str:
         lines = [f"{what}: {_without_latex(formula)} = {_without_latex(numbers)} = {value:,}" for what, formula, numbers, value in self.lines]
