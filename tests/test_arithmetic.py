@@ -30,8 +30,24 @@ from fashion_nb.graph import layer_calls
 CASES = {}  # name: function, shapes of its inputs, dtype
 
 
+class _Present:
+    "keras.ops, or keras.layers, with None for what an older version of Keras does not have."
+
+    def __init__(self, module):
+        self.module = module
+
+    def __getattr__(self, name):
+        return getattr(self.module, name, None)
+
+
+ops, L = _Present(ops), _Present(L)
+NEWEST = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)  # the version that all cases are for
+
+
 def case(name, function, *shapes, dtype="float32"):
-    assert name not in CASES, name
+    assert name not in CASES and (function or not NEWEST), name
+    if function is None:
+        return
     CASES[name] = (function, shapes, dtype)
 
 
@@ -123,7 +139,8 @@ case("ops.einsum, dots", lambda a, b: ops.einsum("...ij,...jk", a, b), (3, 4), (
 case("ops.tensordot, axes", lambda a: ops.tensordot(a, ones(4, 3, 5), [[2, 1], [0, 1]]), (3, 4))
 case("ops.tensordot, one", lambda a: ops.tensordot(a, ones(4, 5), 1), (3, 4))
 case("ops.outer", ops.outer, (3,), (4,))
-case("ops.inner", lambda a: ops.inner(a, ones(6, 4)), (3, 4))
+if NEWEST:  # before, Keras answered with another shape than it computed
+    case("ops.inner", lambda a: ops.inner(a, ones(6, 4)), (3, 4))
 case("ops.vdot", ops.vdot, (3, 4), (3, 4))
 case("ops.cross", ops.cross, (5, 3), (5, 3))
 case("ops.rms_normalization", lambda x: ops.rms_normalization(x), ROWS)
@@ -220,7 +237,9 @@ HAND = {}  # name: function, shapes, dtype, training, (macs, biases, other, tran
 
 
 def hand(name, function, *shapes, expected, dtype="float32", training=False):
-    assert name not in HAND, name
+    assert name not in HAND and (function or not NEWEST), name
+    if function is None:
+        return
     HAND[name] = (function, shapes, dtype, training, expected)
 
 
@@ -377,9 +396,20 @@ def prepare(name):
 ALL = [*CASES, *(f"by hand: {name}" for name in HAND)]
 
 
+def present(name):
+    "Can this version of Keras build the case? The newest builds all."
+    try:
+        prepare(name)
+    except (TypeError, AttributeError, ValueError):
+        if NEWEST:
+            raise
+        return False
+    return True
+
+
 def prepared():
-    "All cases."
-    return {name: prepare(name) for name in ALL}
+    "All cases that this version of Keras has."
+    return {name: prepare(name) for name in ALL if present(name)}
 
 
 def as_xla(works):
@@ -406,6 +436,8 @@ def figures_of(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_formula(name):
+    if not present(name):
+        pytest.skip(f"Keras {keras.__version__} does not have it, or not like this")
     found, expected = figures_of(name)
     assert found == expected
 
@@ -526,6 +558,10 @@ HELPERS = ("_hits", "_in_front", "_window_term", "_depthwise_term", "_softmax_te
 HANDLER_NAMES = sorted({handler.__name__ for handler in HANDLERS.values() if handler.__module__ == "fashion_nb.arithmetic"})
 
 
+newest = pytest.mark.skipif(not NEWEST, reason="not every case can be built on this version of Keras")
+
+
+@newest
 @pytest.mark.parametrize("name", [*HANDLER_NAMES, *HELPERS])
 def test_planted_faults_are_caught(name, monkeypatch):
     original = getattr(arithmetic, name)
@@ -564,6 +600,7 @@ def test_mutants_caught():
     assert missed <= 0.2 * total, {name: (t, m) for name, (t, m) in MUTANTS.items() if m}  # some change nothing that is counted
 
 
+@newest
 def test_every_handler_has_a_case():
     seen = {kind for calls, *_ in prepared().values() for call in calls for kind in (call.kind, *inner(call.layer))}
     handlers = {HANDLERS[kind] for kind in seen if kind in HANDLERS}

@@ -41,7 +41,7 @@ def test_a_variant_differs_from_the_network_it_is_made_from(name):
     full, variant = build_model("stride_1"), build_model(name)
     assert [layer.name for layer in variant.layers[-3:]] == [layer.name for layer in full.layers[-3:]]
     if name == "stride_1_pruned":
-        assert [(kernel == 0).mean().round(6) for kernel in kernels(variant)] == [0.8] * 5 and not any((kernel == 0).any() for kernel in kernels(full))
+        assert [(kernel == 0).mean().round(6) for kernel in kernels(variant)] == [0.8] * 5 and all((kernel == 0).mean() < 1e-4 for kernel in kernels(full))  # of millions of random weights one may be 0
     else:
         assert variant.count_params() != full.count_params() and variant.count_params() < full.count_params()
 
