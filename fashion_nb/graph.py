@@ -320,7 +320,7 @@ def _untraceable(model, error) -> str:
         "expected one that uses layers and keras.ops only"
     )
 
-# %% ../nbs/03_graph.ipynb #f7212866
+# %% ../nbs/03_graph.ipynb #8508d050
 def _output_shapes(
     operation,  # a layer or an operation
     node,  # Keras's node of its call
@@ -356,6 +356,8 @@ def _record(walker, operation, node, known, path):
     index, name = len(walker.calls), walker.unique(path)
     try:
         found = _output_shapes(operation, node, inputs, (args, kwargs))
+        if any(size is not None and size < 1 for shape, _ in found for size in shape):  # older versions of Keras do not mind
+            raise GraphError(f"nothing would be left of it, but {found[0][0]}")
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         shapes = ", ".join(str(tensor.shape) for tensor in inputs)
