@@ -83,7 +83,7 @@ class LayerCost:
         row = {part.name: getattr(self, part.name) for part in fields(self)}
         return row | {"intensity": self.intensity}
 
-# %% ../nbs/04_cost.ipynb #d7b7f4d7
+# %% ../nbs/04_cost.ipynb #a14eeada
 _WIDTH = {"float64": 8, "int64": 8, "uint64": 8, "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2, "int8": 1, "uint8": 1, "bool": 1}
 
 
@@ -91,7 +91,9 @@ def _bytes(
     tensors,  # of a call
 ) -> int:  # bytes; a tensor that goes in twice is read once
     "How much memory tensors need."
-    return sum(elements * _WIDTH.get(dtype, 4) for elements, dtype in {t.key: (t.elements, t.dtype) for t in tensors}.values())
+    if len(tensors) == 1:  # nearly always
+        return tensors[0].elements * _WIDTH.get(tensors[0].dtype, 4)
+    return sum({t.key: t.elements * _WIDTH.get(t.dtype, 4) for t in tensors}.values())
 
 # %% ../nbs/04_cost.ipynb #d4926a98
 _SHOWN = ("kind", "output_shape", "params", "macs", "flops", "memory", "intensity")
@@ -386,7 +388,7 @@ def _weights(
         found.append((0, channels, call.layer.trainable, 4 * channels))
     return found
 
-# %% ../nbs/04_cost.ipynb #c63e6240
+# %% ../nbs/04_cost.ipynb #6d81e858
 def _row(
     call: LayerCall,  # one call
     weights: list,  # from `_weights`
@@ -395,14 +397,18 @@ def _row(
     **fields,  # what is known of the row already
 ) -> LayerCost:  # its row
     "A row with its parameters and bytes."
-    new = [weight for weight in weights if weight[0] not in seen]
-    seen.update(weight[0] for weight in new if weight[0])
+    params = trainable = 0
+    for identity, elements, can_train, _ in weights:
+        if identity not in seen:
+            params, trainable = params + elements, trainable + elements * can_train
+            seen.add(identity)
+    seen.discard(0)  # a bias that folding adds has no identity yet
     return LayerCost(
         call.name, call.kind, call.input_shape, call.output_shape,
-        params=sum(elements for _, elements, _, _ in new),
-        trainable=sum(elements for _, elements, trainable, _ in new if trainable),
-        activations=sum(tensor.elements for tensor in call.outputs),
-        bytes_read=_bytes(call.inputs) + sum(weight[3] for weight in weights) if moves else 0,
+        params=params,
+        trainable=trainable,
+        activations=sum([tensor.elements for tensor in call.outputs]),
+        bytes_read=_bytes(call.inputs) + sum([weight[3] for weight in weights]) if moves else 0,
         bytes_written=_bytes(call.outputs) if moves else 0,
         **fields,
     )  # fmt: skip

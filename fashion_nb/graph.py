@@ -38,7 +38,7 @@ class TensorRef:
         "The tensor's identity within its graph."
         return self.producer, self.output
 
-# %% ../nbs/03_graph.ipynb #ec50524f
+# %% ../nbs/03_graph.ipynb #64322497
 @dataclass(frozen=True)
 class LayerCall:
     "One use of a layer, or of a function of `keras.ops`."
@@ -67,7 +67,7 @@ class LayerCall:
     @property
     def weights(self) -> list:
         "The variables that the call uses: the layer's, or those among an operation's arguments."
-        if hasattr(self.layer, "weights"):
+        if hasattr(type(self.layer), "weights"):
             return self.layer.weights
         import keras
 
@@ -158,7 +158,7 @@ def _given_shapes(
         raise GraphError(f"found {len(shapes)} shapes in input_shape: expected {len(names)}, for {', '.join(names)}")
     return shapes
 
-# %% ../nbs/03_graph.ipynb #8077ac71
+# %% ../nbs/03_graph.ipynb #f952f7e4
 def _is_keras_own(
     layer,  # a layer or an operation
 ) -> bool:  # is its `call` Keras's own?
@@ -171,7 +171,7 @@ def _kind(
 ) -> str:  # 'Conv2D', 'ops.Add'
     "The class's name, and whether it is a function of `keras.ops`."
     name = type(operation).__name__
-    return name if hasattr(operation, "weights") else f"ops.{name}"
+    return name if hasattr(type(operation), "weights") else f"ops.{name}"
 
 # %% ../nbs/03_graph.ipynb #b6cbc025
 @contextmanager
@@ -209,17 +209,17 @@ def _traced(
     outputs = layer.call(*args, **kwargs)
     return Function(fresh, outputs), fresh
 
-# %% ../nbs/03_graph.ipynb #e5073d0c
+# %% ../nbs/03_graph.ipynb #38022089
 def _plain_name(
     operation,  # a layer or an operation, met while tracing
 ) -> str:  # its name, the same each time it is traced
     "An operation's name without the number that Keras adds when it makes one more."
-    if hasattr(operation, "weights"):
+    if hasattr(type(operation), "weights"):
         return operation.name
     head, _, number = operation.name.rpartition("_")
     return head if head and number.isdigit() else operation.name
 
-# %% ../nbs/03_graph.ipynb #0d6bcf16
+# %% ../nbs/03_graph.ipynb #c873a6a0
 class _Walker:
     "Collects the calls of one model; `run` goes through one Keras graph, and through those inside it."
 
@@ -251,13 +251,13 @@ class _Walker:
     def visit(self, node, known, path):
         "One node: open it, or record it; returns its outputs."
         operation = node.operation
-        if hasattr(operation, "weights") and not self.opaque(operation):
+        if hasattr(type(operation), "weights"):
             import keras
 
-            if isinstance(operation, keras.Model) or not _is_keras_own(operation):
-                opened = _open(self, operation, node, known, path)
-                if opened is not None:
-                    return opened
+            may_open = isinstance(operation, keras.Model) or not _is_keras_own(operation)
+            opened = _open(self, operation, node, known, path) if may_open and not self.opaque(operation) else None
+            if opened is not None:
+                return opened
         return _record(self, operation, node, known, path)
 
 # %% ../nbs/03_graph.ipynb #c8b12c49
@@ -320,7 +320,7 @@ def _untraceable(model, error) -> str:
         "expected one that uses layers and keras.ops only"
     )
 
-# %% ../nbs/03_graph.ipynb #8508d050
+# %% ../nbs/03_graph.ipynb #c900cbeb
 def _output_shapes(
     operation,  # a layer or an operation
     node,  # Keras's node of its call
@@ -329,7 +329,7 @@ def _output_shapes(
 ) -> list[tuple[tuple, str]]:  # shape and dtype of each output
     "Keras's recorded shapes where the inputs are those recorded, else the layer's own answer."
     batch = inputs[0].shape[0] if inputs and inputs[0].shape else None
-    as_recorded = hasattr(operation, "weights") and _is_keras_own(operation) and type(operation).__name__ != "Lambda"
+    as_recorded = hasattr(type(operation), "weights") and _is_keras_own(operation) and type(operation).__name__ != "Lambda"
     for symbol, tensor in zip(node.input_tensors, inputs):
         recorded = symbol.shape
         as_recorded = as_recorded and recorded[:1] == (None,) and recorded[1:] == tensor.shape[1:] and tensor.shape[0] == batch
