@@ -60,6 +60,8 @@ def test_all_models_of_the_issue_are_there():
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
 def test_model(name):
+    if name.startswith("ConvNeXt") and keras.version() < "3.15":
+        pytest.skip("an older Keras compiles a grouped convolution in another way than the rules are for")
     model = build(name)
     report = model_cost(model, "profiler", strict=True)
     assert report.total.flops == keras_flops_count(model)
@@ -71,6 +73,7 @@ def test_model(name):
         assert in_billions(counted.total.macs, published) == published
 
 
+@pytest.mark.skipif(keras.version() < "3.15", reason="an older Keras compiles a grouped convolution in another way")
 def test_a_grouped_convolution_blinds_the_profiler():
     "ConvNeXt's depthwise convolutions are grouped ones: they, and what follows, count as nothing."
     calls = list(layer_calls(build("ConvNeXtTiny")))
