@@ -439,7 +439,7 @@ def _cost_rows(
         rows.append(_row(call, weights, seen, call.index not in views, memory=alive[call.index], **counts))
     return rows, works, seen
 
-# %% ../nbs/04_cost.ipynb #ca618b57
+# %% ../nbs/04_cost.ipynb #f684b54c
 def _with_the_rest(
     model,  # the model
     rows: list[LayerCost],  # its rows
@@ -461,7 +461,7 @@ def _summed(
 ) -> LayerCost:  # the total
     "All rows added up."
     counts = ("params", "trainable", "macs", "biases", "elementwise", "flops", "activations", "bytes_read", "bytes_written")
-    sums = {count: sum(getattr(row, count) for row in rows) for count in counts}
+    sums = {count: sum([getattr(row, count) for row in rows]) for count in counts}
     shapes = [tuple(tensor.shape[1:] for tensor in side) for side in (graph.inputs, graph.outputs)]
     shapes = [side[0] if len(side) == 1 else side for side in shapes]
     return LayerCost("total", type(model).__name__, *shapes, **sums, memory=peak, known=all(row.known for row in rows))
