@@ -7,10 +7,11 @@ __all__ = ['CONVENTIONS', 'PLOTTED', 'LayerCost', 'CostReport', 'model_cost', 'b
            'compare_costs', 'plot_costs', 'Device', 'roofline', 'measure_device', 'plot_roofline', 'reduction_table',
            'CostError', 'convolution_macs', 'dense_macs']
 
-# %% ../nbs/04_cost.ipynb #d0645977
+# %% ../nbs/04_cost.ipynb #5924b24e
 import json
 import re
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from html import escape
 from math import prod
 from pathlib import Path
@@ -19,7 +20,7 @@ from .arithmetic import CostError, Work, convolution_macs, dense_macs, is_known,
 from .bug_for_bug import profiler_counts
 from .data import write_atomically
 from .graph import GraphError, LayerCall, ModelGraph, model_graph
-from .schedule import ScheduleError, best_order, memory_steps, model_tensors, total_kept
+from .schedule import ScheduleError, _bytes_each, best_order, memory_steps, model_tensors, total_kept
 
 # %% ../nbs/04_cost.ipynb #dc853270
 _all_ = ["CostError", "convolution_macs", "dense_macs"]  # from the chapter on arithmetic, for whoever imports only this one
@@ -83,8 +84,14 @@ class LayerCost:
         row = {part.name: getattr(self, part.name) for part in fields(self)}
         return row | {"intensity": self.intensity}
 
-# %% ../nbs/04_cost.ipynb #a14eeada
-_WIDTH = {"float64": 8, "int64": 8, "uint64": 8, "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2, "int8": 1, "uint8": 1, "bool": 1}
+# %% ../nbs/04_cost.ipynb #972f5a67
+@lru_cache
+def _width(dtype: str) -> int:
+    "Bytes of one number, as the schedule counts them; 0 for text, which has no fixed size."
+    try:
+        return _bytes_each(dtype)
+    except ScheduleError:
+        return 0
 
 
 def _bytes(
@@ -92,8 +99,8 @@ def _bytes(
 ) -> int:  # bytes; a tensor that goes in twice is read once
     "How much memory tensors need."
     if len(tensors) == 1:  # nearly always
-        return tensors[0].elements * _WIDTH.get(tensors[0].dtype, 4)
-    return sum({t.key: t.elements * _WIDTH.get(t.dtype, 4) for t in tensors}.values())
+        return tensors[0].elements * _width(tensors[0].dtype)
+    return sum({t.key: t.elements * _width(t.dtype) for t in tensors}.values())
 
 # %% ../nbs/04_cost.ipynb #d4926a98
 _SHOWN = ("kind", "output_shape", "params", "macs", "flops", "memory", "intensity")
@@ -372,7 +379,7 @@ def _counts(
         counts |= {"known": False, "note": f"without {', '.join(work.unknown)}"}
     return counts, work
 
-# %% ../nbs/04_cost.ipynb #ce1b578c
+# %% ../nbs/04_cost.ipynb #3997d0e9
 def _weights(
     call: LayerCall,  # one call
     extra_bias: bool,  # does a folded normalisation give it a bias that it did not have?
@@ -381,7 +388,7 @@ def _weights(
     found = []
     for weight in call.weights:
         elements = prod(weight.shape)
-        found.append((id(weight), elements, weight.trainable, elements * _WIDTH.get(weight.dtype, 4)))
+        found.append((id(weight), elements, weight.trainable, elements * _width(weight.dtype)))
     if extra_bias:
         last = getattr(call.layer, "data_format", "channels_last") == "channels_last"
         channels = call.outputs[0].shape[-1 if last else 1]
