@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASS_NAMES', 'FILES', 'MIRRORS', 'DEBIAN_FOLDER', 'FashionNbError', 'DataError', 'DownloadError', 'IdxFile',
            'check_content', 'read_content', 'write_atomically', 'cache_folder', 'download', 'Split', 'FashionMNIST',
-           'load_fashion_mnist', 'fetch_fashion_mnist', 'split_validation']
+           'load_fashion_mnist', 'fetch_fashion_mnist', 'validation_rows', 'split_validation']
 
 # %% ../nbs/00_data.ipynb #f35ef1fc
 import contextlib
@@ -431,22 +431,31 @@ def fetch_fashion_mnist() -> FashionMNIST:  # as `load_fashion_mnist()`
             raise DownloadError(f"{unreachable}; Debian's package does not help either: {error}") from None
     return load_fashion_mnist()
 
-# %% ../nbs/00_data.ipynb #50055009
+# %% ../nbs/00_data.ipynb #9ee294bf
+def validation_rows(
+    labels: np.ndarray,  # (N,) classes
+    size: int = 5_000,  # rows to hold out
+    seed: int = 0,  # another seed holds out others
+) -> tuple[np.ndarray, np.ndarray]:  # rows that are left to train on, and those held out, each in order
+    "Choose rows to hold out, with each class keeping its share; an impossible size raises `DataError`."
+    from sklearn.model_selection import train_test_split
+
+    classes = len(np.unique(labels))
+    if not isinstance(size, (int, np.integer)) or not classes <= size <= len(labels) - classes:
+        raise DataError(f"cannot hold out {size!r} images: expected a whole number from {classes} to {len(labels) - classes:,}")
+    parts = train_test_split(np.arange(len(labels)), test_size=int(size), random_state=seed, stratify=labels)
+    return tuple(map(np.sort, parts))
+
+
 def split_validation(
     train: Split,  # what to divide
     size: int = 5_000,  # images to hold out
     seed: int = 0,  # another seed holds out other images
 ) -> tuple[Split, Split]:  # what is left to train on, and the held-out part, each in the original order
     "Hold out `size` images, with each class keeping its share; an impossible size raises `DataError`."
-    from sklearn.model_selection import train_test_split
-
-    classes = len(np.unique(train.labels))
-    if not isinstance(size, (int, np.integer)) or not classes <= size <= len(train) - classes:
-        raise DataError(f"cannot hold out {size!r} images: expected a whole number from {classes} to {len(train) - classes:,}")
-    parts = train_test_split(np.arange(len(train)), test_size=int(size), random_state=seed, stratify=train.labels)
     splits = []
-    for indices in map(np.sort, parts):
-        images, labels = train.images[indices], train.labels[indices]
+    for rows in validation_rows(train.labels, size, seed):
+        images, labels = train.images[rows], train.labels[rows]
         images.flags.writeable = labels.flags.writeable = False
         splits.append(Split(images, labels))
     return tuple(splits)
