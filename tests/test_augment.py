@@ -1,0 +1,196 @@
+"""Augmentation: every value counts, both back ends and both ways to compile agree to the last bit, odd batches work."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fashion_nb.augment import (AUGMENTATION_SETS, AUGMENTATIONS, AugmentError, augmented, draw_augmentation,
+                                parse_augmentation, plot_augmentation, targets)
+
+COMBINED = ["shift=3+flip", "rotation+flip+shift", "first_set+cutmix", "rotation+mixup", "shift+mixup+cutmix+erase",
+            "first_set+shift+flip+mixup+cutmix+erase"]
+TEXTS = ["none", *AUGMENTATIONS, *AUGMENTATION_SETS, *COMBINED]
+OTHER_VALUE = {"rotation": 30, "zoom": 0.4, "translate": 0.05, "shift": 5, "flip": 0.9, "mixup": 2, "cutmix": 0.2, "erase": 0.9}
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
+INDEX = np.random.default_rng(1).permutation(300)[:50].astype(np.int32)
+
+
+def changed(text, seed=0, images=IMAGES, index=INDEX):
+    from keras import ops
+
+    return ops.convert_to_numpy(augmented(images, index, draw_augmentation(text, index, np.random.default_rng(seed))))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_and_every_value_changes_the_images(name):
+    plain, default, other = changed("none"), changed(name), changed(f"{name}={OTHER_VALUE[name]}")
+    np.testing.assert_array_equal(plain, IMAGES[INDEX])
+    assert (default != plain).any() and (other != plain).any() and (default != other).any()
+    given = changed(f"{name}={AUGMENTATIONS[name].default:g}")
+    np.testing.assert_array_equal(given, default)
+
+
+@pytest.mark.parametrize("name", ["rotation=0", "zoom=0", "translate=0", "shift=0", "flip=0", "erase=0",
+                                  "rotation=0+zoom=0+translate=0+flip=0+shift=0"])
+def test_a_value_of_zero_changes_nothing(name):
+    np.testing.assert_array_equal(changed(name), IMAGES[INDEX])
+
+
+@pytest.mark.parametrize("text", TEXTS[1:])
+def test_same_generator_same_images_other_generator_other_images(text):
+    np.testing.assert_array_equal(changed(text), changed(text))
+    assert (changed(text) != changed(text, seed=1)).any()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_images_are_float32_within_the_range_of_pixels_and_choices_are_small(text):
+    found = changed(text)
+    assert found.shape == (50, 28, 28, 1) and found.dtype == np.float32
+    assert found.min() >= 0 and found.max() <= 255
+    choices = draw_augmentation(text, INDEX, np.random.default_rng(0))
+    assert all(len(rows) == 50 and rows.dtype.itemsize <= 4 for rows in choices.values())
+    assert sum(rows.nbytes for rows in choices.values()) <= 50 * 784 / 10
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_draw_is_made_in_order_so_a_batch_is_a_slice(text):
+    "An epoch's choices are cut into batches: image by image the result is that of the whole."
+    from keras import ops
+
+    choices = draw_augmentation(text, INDEX, np.random.default_rng(0))
+    whole = changed(text)
+    for part in (slice(0, 32), slice(32, 50), slice(7, 8)):
+        rows = {name: each[part] for name, each in choices.items()}
+        np.testing.assert_array_equal(ops.convert_to_numpy(augmented(IMAGES, INDEX[part], rows)), whole[part])
+        np.testing.assert_array_equal(targets(np.arange(300) % 10, INDEX[part], rows),
+                                      targets(np.arange(300) % 10, INDEX, choices)[part])
+
+
+def test_the_order_of_the_text_does_not_matter():
+    np.testing.assert_array_equal(changed("erase+flip+shift"), changed("shift + flip + erase"))
+    assert parse_augmentation("erase+flip+shift") == parse_augmentation("shift=2+flip=0.5+erase=0.5")
+
+
+def test_sets_are_the_source_projects():
+    assert parse_augmentation("first_set") == (("rotation", 8), ("zoom", 0.2), ("translate", 0.2))
+    assert parse_augmentation("second_set") == (("rotation", 8), ("zoom", 0.2), ("translate", 0.02))
+    assert (changed("first_set") != changed("second_set")).any()
+
+
+@pytest.mark.parametrize("text", ["", " ", "+", "flip++shift", "flop", "flip=", "=2", "flip=1.01", "flip=-0.1", "flip=nan",
+                                  "shift=28", "shift=0.5", "rotation=181", "zoom=1", "mixup=0", "cutmix=inf", "none+flip", "flip+flip",
+                                  "flip=0.1=2", "first_set+zoom", None, 2, ("flip",)])
+def test_bad_text_is_refused(text):
+    with pytest.raises(AugmentError) as caught:
+        draw_augmentation(text, INDEX, np.random.default_rng(0))
+    assert "expected" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_all_problems_are_named_at_once():
+    with pytest.raises(AugmentError) as caught:
+        parse_augmentation("flop+shift=99+flip=2+erase+erase")
+    assert [name in str(caught.value) for name in ("'flop'", "shift=99", "flip=2", "erase is asked for twice")] == [True] * 4
+
+
+def test_targets_mix_and_smooth():
+    labels = np.arange(300) % 10
+    plain = targets(labels, INDEX, {})
+    np.testing.assert_array_equal(plain.argmax(axis=1), labels[INDEX])
+    assert plain.dtype == np.float32 and set(np.unique(plain)) == {0, 1}
+    smoothed = targets(labels, INDEX, {}, smoothing=0.2)
+    np.testing.assert_allclose(np.unique(smoothed), [0.02, 0.82], rtol=1e-6)
+    choices = draw_augmentation("mixup+cutmix", INDEX, np.random.default_rng(0))
+    mixed = targets(labels, INDEX, choices, smoothing=0.1)
+    np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
+    assert (mixed != targets(labels, INDEX, {}, smoothing=0.1)).any()
+    assert targets(np.array([0, 2]), np.array([1]), {}, classes=3).tolist() == [[0, 0, 1]]
+
+
+def test_an_image_that_leaves_the_picture_is_gone_and_a_full_turn_is_none():
+    from keras import ops
+
+    far = {"matrix": np.tile(np.array([[1, 0, 1000, 0, 1, -1000]], np.float32), (50, 1))}
+    assert not ops.convert_to_numpy(augmented(IMAGES, INDEX, far)).any()
+    half = {"matrix": np.tile(np.array([[-1, 0, 27, 0, -1, 27]], np.float32), (50, 1))}
+    np.testing.assert_array_equal(ops.convert_to_numpy(augmented(IMAGES, INDEX, half)), IMAGES[INDEX][:, ::-1, ::-1])
+
+
+def test_plot_shows_a_strip():
+    import matplotlib
+
+    matplotlib.use("agg")
+    ax = plot_augmentation(IMAGES[:4], "flip=1")
+    shown = np.asarray(ax.images[0].get_array())
+    assert shown.shape == (30, 120) and ax.get_ylabel() == "flip=1"
+    np.testing.assert_array_equal(shown[1:29, 31:59], IMAGES[1, :, ::-1, 0])
+
+
+SCRIPT = '''
+import sys
+import numpy as np
+import keras
+from keras import ops
+from fashion_nb.augment import augmented, draw_augmentation
+
+images, index, texts = np.load(sys.argv[1]), np.load(sys.argv[2]), sys.argv[4:]
+bank, found = keras.Variable(images, trainable=False, dtype="uint8"), {}
+for text in texts:
+    choices = draw_augmentation(text, index, np.random.default_rng(0))
+    found[text] = ops.convert_to_numpy(augmented(bank, index, choices))
+    if keras.backend.backend() == "jax":
+        import jax
+        ways = [jax.jit(augmented)]
+        assert not any(name.split(".")[0] == "tensorflow" for name in sys.modules)
+    else:
+        import tensorflow as tf
+        shapes = {name: tf.TensorSpec((None, *rows.shape[1:]), rows.dtype) for name, rows in choices.items()}
+        ways = [tf.function(lambda bank, index, choices: augmented(bank, index, choices), jit_compile=jit, autograph=False,
+                            input_signature=[tf.TensorSpec((None, 28, 28, 1), "uint8"), tf.TensorSpec((None,), "int32"), shapes])
+                for jit in (False, True)]
+    for way in ways:
+        for size in (len(index), 7):  # the last batch of an epoch is smaller
+            rows = {name: ops.convert_to_tensor(each[:size]) for name, each in choices.items()}
+            compiled = way(bank.value, ops.convert_to_tensor(index[:size]), rows)
+            np.testing.assert_array_equal(ops.convert_to_numpy(compiled), found[text][:size], err_msg=text)
+np.savez(sys.argv[3], **found)
+'''
+
+
+@pytest.fixture(scope="module")
+def by_backend(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("augment")
+    np.save(folder / "images.npy", IMAGES)
+    np.save(folder / "index.npy", INDEX)
+    found = {}
+    for backend in ("tensorflow", "jax"):
+        pytest.importorskip(backend)
+        arguments = [folder / "images.npy", folder / "index.npy", folder / f"{backend}.npz", *TEXTS]
+        environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, arguments)], env=environment,
+                              capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[backend] = dict(np.load(folder / f"{backend}.npz"))
+    return found
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tensorflow_and_jax_give_the_same_images_to_the_last_bit(by_backend, text):
+    "Eager, compiled and compiled by XLA; batches of unknown and of other size; the bank a variable or a tensor."
+    np.testing.assert_array_equal(by_backend["tensorflow"][text], by_backend["jax"][text])
+    np.testing.assert_array_equal(by_backend["tensorflow"][text], changed(text))
+
+
+@pytest.mark.parametrize("text", ["rotation=180", "zoom=0.9+translate=1", "rotation=45+zoom=0.5+translate=0.5+shift=27"])
+def test_resampling_agrees_with_scipy_for_wide_ranges(text):
+    "Places are rounded to 1/128 of a pixel: on noise, the worst case, that may cost a few grey levels, on average less than one."
+    from scipy import ndimage
+
+    matrix = draw_augmentation(text, INDEX, np.random.default_rng(0))["matrix"].astype(float)
+    for image, (a, b, c, d, e, f), ours in zip(IMAGES[INDEX], matrix, changed(text)):
+        wanted = ndimage.affine_transform(image[..., 0].astype(float), [[e, d], [b, a]], [f, c], order=1, mode="grid-constant")
+        difference = np.abs(ours[..., 0] - wanted)
+        assert difference.max() < 5 and difference.mean() < 1
