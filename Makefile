@@ -48,7 +48,7 @@ lock: $(RUNTIME)  ## resolve settings.ini anew into constraints.txt
 	$(BIN)/python .ci/lock.py
 
 clean:  ## remove everything that make has made, the data cache excepted
-	rm -rf $(VENV) report runs _docs _proc build dist .pytest_cache *.egg-info nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf $(VENV) report runs _docs _proc build dist .pytest_cache *.egg-info nbs/nbdev.yml
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:

@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
-EXTRAS = ("dev", "gpu", "jax", "torch")
+EXTRAS = ("dev", "gpu", "jax", "dask", "torch")
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 
 setup(
@@ -29,7 +29,7 @@ setup(
         *(f"Programming Language :: Python :: {version}" for version in SUPPORTED),
     ],
     packages=find_packages(include=["fashion_nb", "fashion_nb.*"]),
-    package_data={"fashion_nb": ["templates/*", "results/*"]},
+    package_data={"fashion_nb": ["templates/*", "results/*", "pretrained/*"]},
     python_requires=f">={SUPPORTED[0]},<3.14",
     install_requires=settings["requirements"].split(),
     extras_require={extra: settings[f"{extra}_requirements"].split() for extra in EXTRAS},

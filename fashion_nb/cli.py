@@ -78,7 +78,7 @@ def _start_keras() -> None:
 
         keras.ops.zeros(1)
 
-# %% ../nbs/11_cli.ipynb #b10d6d5f
+# %% ../nbs/11_cli.ipynb #9db49bd8
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
@@ -86,7 +86,8 @@ Examples:
   fashion_nb data --fetch            find Fashion-MNIST, or fetch it
   fashion_nb explore --quick         what is easy, hard and wrong in it
   fashion_nb cost stride_2           parameters, MACs and FLOPs of each layer
-  fashion_nb train --epochs 3        train, into a new folder below runs/
+  fashion_nb train --epochs 3        train, into a folder below runs/
+  fashion_nb predict shoe.jpg        what is in a picture of one's own
   fashion_nb report                  all of it, on one page: report/index.html
 """,
 )
@@ -316,7 +317,7 @@ def field_command(model, input_shape, verify, as_json):
         frame[column] = [" x ".join(map(str, pair)) for pair in frame[column]]
     click.echo(frame.to_string(formatters={"share": "{:.1%}".format}, index_names=False))
 
-# %% ../nbs/11_cli.ipynb #0be7ca5c
+# %% ../nbs/11_cli.ipynb #d01e50b1
 def _options(
     function,  # a command's function
 ):  # the same, with one option for each field of `TrainConfig`
@@ -325,53 +326,154 @@ def _options(
         ("--model", str, "A name from 'fashion_nb models'."),
         ("--epochs", int, "Passes over the training images."),
         ("--batch-size", int, "Images a step."),
-        ("--learning-rate", float, "Of the optimizer."),
+        ("--optimizer", str, "sgd, rmsprop, adam, adamw, nadam, lion or muon."),
+        ("--learning-rate", float, "The highest of the run."),
+        ("--schedule", str, "constant, cosine, one_cycle or steps."),
+        ("--warmup-epochs", float, "Epochs in which the rate rises from zero."),
+        ("--weight-decay", float, "Of kernels, in units of the learning rate."),
+        ("--label-smoothing", float, "Share of the label spread over all classes."),
+        ("--augmentation", str, "Such as shift=2+flip+erase, or first_set."),
+        ("--average", float, "Momentum of the moving average of weights."),
+        ("--precision", str, "float32 or mixed_bfloat16."),
         ("--validation-size", int, "Images held out from training."),
         ("--seed", int, "Of the weights, the split and the order."),
+        ("--device", str, "auto, cpu or gpu."),
+        ("--distribution", str, "none, or data_parallel over all devices."),
     )
     for name, kind, text in reversed(options):
         function = click.option(name, type=kind, help=text)(function)
-    return function
+    return click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A JSON file with settings.")(function)
 
-
+# %% ../nbs/11_cli.ipynb #9a62f0d5
 def _config(
-    settings: dict,  # option: value, None where it was not given
+    settings: dict,  # option: value, None where it was not given; "config": a file, or None
 ):  # a `TrainConfig`
-    "The settings that were given, over the defaults; bad ones are refused by `TrainConfig`."
-    from fashion_nb.train import TrainConfig
+    "The settings that were given, over those of a file, over the defaults; bad ones are refused by `TrainConfig`."
+    from fashion_nb.settings import TrainConfig, TrainError
 
-    return TrainConfig(**{name: value for name, value in settings.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    base = {}
+    if (path := given.pop("config", None)) is not None:
+        try:
+            base = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainError(f"{path} cannot be read as settings ({error}): expected a JSON file, such as a run's config.json") from None
+        if not isinstance(base, dict):
+            raise TrainError(f"{path} holds {type(base).__name__}: expected a JSON object, such as a run's config.json")
+    return TrainConfig.from_json(json.dumps(base | given))
+
+# %% ../nbs/11_cli.ipynb #ab24303d
+def _to_resume(
+    folder: Path | None,  # of a run; None looks below runs/
+    given: list[str],  # settings that were typed too
+):  # the `Run` to go on with
+    "Find the run that `train --resume` means."
+    from fashion_nb.runs import list_runs, load_run
+    from fashion_nb.settings import TrainError
+
+    if given:
+        raise TrainError(f"--resume was given together with {', '.join(given)}: a run goes on with its own settings, so leave them out")
+    if folder is not None:
+        return load_run(folder)
+    waiting = [run for run in list_runs() if run.status in ("interrupted", "failed")]
+    if len(waiting) != 1:
+        found = ", ".join(str(run.folder) for run in waiting) or "none"
+        raise TrainError(f"runs below runs/ that were cut off: {found}; expected one, or --folder to say which")
+    return waiting[0]
 
 
 @cli.command("train")
 @_options
-@click.option("--folder", type=click.Path(path_type=Path), help="A new folder for the run.  [default: below runs/]")
-def train_command(folder, **settings):
+@click.option("--folder", type=click.Path(path_type=Path), help="The folder of the run.  [default: below runs/, named by the settings]")
+@click.option("--resume", is_flag=True, help="Go on with a run that was cut off: the one in --folder, or the only one below runs/.")
+def train_command(folder, resume, **settings):
     """Train a network; checkpoints, logs and settings go to a folder of the run.
+
+    The same settings find the same run: cut off, it goes on; finished, nothing is trained again.
 
     \b
     Examples:
       fashion_nb train --epochs 3
       fashion_nb train --model stride_1 --seed 1 --folder runs/first
+      fashion_nb train --augmentation shift=2+flip+erase --precision mixed_bfloat16
+      fashion_nb train --resume
     """
     from fashion_nb.train import train as train_model
 
-    config = _config(settings)
+    if resume:
+        found = _to_resume(folder, [f"--{name.replace('_', '-')}" for name, value in settings.items() if value is not None])
+        config, folder = found.config, found.folder
+    else:
+        config = _config(settings)
     _start_keras()
     run = train_model(config, folder)
     last = run.history.iloc[-1]
-    click.echo(f"validation accuracy {last['val_accuracy']:.4f} after {len(run.history)} epochs; the run is in {run.folder}")
+    result = f"validation accuracy {last['val_accuracy']:.4f}" if last["val_accuracy"] == last["val_accuracy"] else f"loss {last['loss']:.4f}"
+    click.echo(f"{result} after {len(run.history)} epochs; the run is in {run.folder}")
 
-# %% ../nbs/11_cli.ipynb #34817335
+# %% ../nbs/11_cli.ipynb #c71e2468
+def _run_record(
+    run,  # a `Run`
+) -> dict:  # JSON-ready
+    "One row of the table of runs."
+    history = run.history
+    judged = history.val_accuracy.dropna()
+    return {
+        "run": run.folder.name,
+        "status": run.status,
+        "model": run.config.model,
+        "seed": run.config.seed,
+        "epochs": len(history),
+        "of": run.config.epochs,
+        "val_accuracy": float(judged.iloc[-1]) if len(judged) else None,
+        "seconds": run.record.get("seconds"),
+        "test_opened": len(run.record.get("test_opened", ())),
+    }
+
+
+@cli.command("runs")
+@click.argument("folder", type=click.Path(path_type=Path), default="runs")
+@click.option("--tail", type=click.IntRange(min=1), default=5, show_default=True, help="Rows of a single run's log.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def runs_command(folder, tail, as_json):
+    """List the runs below FOLDER (runs/ if none is given), or show one run and the end of its log.
+
+    \b
+    Examples:
+      fashion_nb runs
+      fashion_nb runs runs/first --tail 3
+    """
+    import pandas as pd
+
+    from fashion_nb.runs import list_runs, load_run, run_rows
+
+    if (folder / "config.json").exists():
+        run = load_run(folder)
+        if as_json:
+            return click.echo(json.dumps(_run_record(run) | {"log": json.loads(run.history.tail(tail).to_json(orient="records"))}, indent=1))
+        rows = "\n".join(f"{name:<32}{value}" for name, value in run_rows(run).items())
+        return click.echo(f"{rows}\n\n{run.history.tail(tail).to_string(index=False)}")
+    rows = [_run_record(run) for run in list_runs(folder)]
+    if as_json:
+        return click.echo(json.dumps(rows, indent=1))
+    click.echo(pd.DataFrame(rows).to_string(index=False, na_rep="-") if rows else f"no runs in {folder}")
+
+# %% ../nbs/11_cli.ipynb #ed0a18b8
 @cli.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for metrics.json and metrics.txt.  [default: the run's]")
-def evaluate_command(run, output):
-    """Evaluate a RUN's folder, or a .keras file, on the 10,000 test images.
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True, help="Which images.")
+@click.option("--flip-averaged", is_flag=True, help="Average the answers to each image and its mirror image, at twice the cost.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for metrics and probabilities.  [default: the run's]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate_command(run, split, flip_averaged, output, as_json):
+    """Evaluate a RUN's folder, or a .keras file; on test unless told otherwise.
+
+    Writes metrics.json, metrics.txt and probabilities.npz. The run's record counts how often test was opened.
 
     \b
     Examples:
       fashion_nb evaluate runs/first
+      fashion_nb evaluate runs/first --split validation --output validation
       fashion_nb evaluate model.keras --output results
     """
     from fashion_nb.evaluate import evaluate as evaluate_model
@@ -379,9 +481,33 @@ def evaluate_command(run, output):
     if not run.exists():
         raise FashionNbError(f"{run} does not exist: expected a run's folder or a .keras file, such as those below runs/")
     _start_keras()
-    evaluation = evaluate_model(run)
+    evaluation = evaluate_model(run, split, flip_averaged=flip_averaged)
     folder = evaluation.save(output or (run if run.is_dir() else run.parent))
-    click.echo(f"{evaluation.to_text()}\nwritten to {folder}")
+    click.echo(evaluation.to_json().rstrip() if as_json else f"{evaluation.to_text()}\nwritten to {folder}")
+
+# %% ../nbs/11_cli.ipynb #dafd8dd1
+@cli.command("predict")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("--model", type=click.Path(path_type=Path), help="A run's folder or a .keras file.  [default: the network in the package]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def predict_command(files, model, as_json):
+    """Name the garment in pictures: PNG, JPEG and others, of any size; or in all pictures of a folder.
+
+    \b
+    Examples:
+      fashion_nb predict shoe.jpg
+      fashion_nb predict wardrobe/ --json
+    """
+    from fashion_nb.predict import predict_files
+    from fashion_nb.runs import load_model, load_run
+
+    _start_keras()
+    if model is not None:
+        model = load_run(model) if model.is_dir() else load_model(model)
+    answers = predict_files(files, model)
+    click.echo(json.dumps(answers.to_dict(), indent=1) if as_json else answers.to_text())
+    if answers.errors:
+        raise FashionNbError(f"{len(answers.errors)} of {len(answers.errors) + len(answers)} pictures could not be used: see above")
 
 # %% ../nbs/11_cli.ipynb #3fe429ee
 def verify_counts(
@@ -415,16 +541,17 @@ def _picture(
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/11_cli.ipynb #1d726993
+# %% ../nbs/11_cli.ipynb #a7fa7aeb
 def _facts(
     run,  # a finished `Run`
     data,  # the data set
 ) -> dict[str, str]:  # what: value
     "Where the figures of a report come from."
     record = run.record
-    settings = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(run.config).items())
+    chosen = {name: value for name, value in vars(run.config).items() if value != getattr(type(run.config), name)}
+    settings = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
     return {
-        "to repeat": f"fashion_nb report {settings}",
+        "to repeat": f"fashion_nb report {settings}".rstrip(),
         "run": str(run.folder),
         "started": record["started"],
         "device": record["device"],
@@ -443,7 +570,7 @@ def _field_rows(
     names = dict.fromkeys(name for sizes in found for name in sizes)
     return [{"name": name, "sizes": [sizes.get(name, ()) for sizes in found]} for name in names]
 
-# %% ../nbs/11_cli.ipynb #8428d58c
+# %% ../nbs/11_cli.ipynb #a729de77
 def _page(
     run,  # a finished `Run`
     evaluation,  # its `Evaluation` on the test images
@@ -468,6 +595,7 @@ def _page(
             "mistakes": _picture(plot_mistakes(evaluation, data.test.images)),
         },
         wrong=evaluation.total - evaluation.right,
+        opened={1: "once", 2: "twice"}.get(times := evaluation.details.get("test_opened", 1), f"{times} times"),
         field_rows=_field_rows(counted["fields"]),
         facts=_facts(run, data),
         **counted,
@@ -537,16 +665,16 @@ def _contents(
         "index.html": _page(run, evaluation, data, counted),
     }
 
-# %% ../nbs/11_cli.ipynb #ccb0878f
+# %% ../nbs/11_cli.ipynb #d3efd73e
 def write_report(
     folder: Path,  # where index.html, metrics.json and metrics.txt go; files of these names are replaced
     config,  # a `TrainConfig`
     data=None,  # a `FashionMNIST`; None loads it
-    run_folder: Path | None = None,  # where the run goes; None makes a folder below runs/
+    run_folder: Path | None = None,  # where the run goes; None: below runs/, named by the settings
     progress: bool = True,  # show a bar while training
     tell=lambda line: None,  # called with a line at the start of each step
 ) -> tuple:  # the `Evaluation`, and the rows of `verify_counts`
-    "Count, verify, train, evaluate once on test, and write the report; `ReportError` where it cannot be written."
+    "Count, verify, train, evaluate on test, and write the report; `ReportError` where it cannot be written."
     from fashion_nb.data import load_fashion_mnist
     from fashion_nb.evaluate import evaluate
     from fashion_nb.train import train
@@ -560,7 +688,7 @@ def write_report(
     tell(f"training    {config.model}, {config.epochs} epochs")
     run = train(config, run_folder, data, progress)
     tell("evaluation  on the test images")
-    evaluation = evaluate(run, data)
+    evaluation = evaluate(run, data=data)
     try:
         for name, content in _contents(run, evaluation, data, counted).items():
             write_atomically(folder / name, content)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOG_COLUMNS', 'data_hashes', 'device_name', 'git_commit', 'describe_session', 'write_whole', 'is_leftover', 'sweep',
            'only_here', 'is_held', 'recorded', 'openings', 'log_text', 'read_log', 'tensorboard_log', 'checkpoint_path',
-           'write_checkpoint', 'list_checkpoints', 'best_epoch', 'read_checkpoint', 'latest_checkpoint', 'build_from',
-           'save_model', 'load_model', 'Run', 'run_rows', 'load_run', 'list_runs']
+           'write_checkpoint', 'prune', 'list_checkpoints', 'best_epoch', 'read_checkpoint', 'latest_checkpoint',
+           'build_from', 'save_model', 'load_model', 'Run', 'run_rows', 'load_run', 'list_runs']
 
 # %% ../nbs/07_runs.ipynb #75c85add
 import csv
@@ -222,7 +222,7 @@ def openings(
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
-# %% ../nbs/07_runs.ipynb #687b5e9a
+# %% ../nbs/07_runs.ipynb #8a62a7ee
 LOG_COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds")
 
 
@@ -243,10 +243,13 @@ def read_log(
     "Read the log of a run; one that is damaged raises `TrainError`."
     import pandas as pd
 
+    none = pd.DataFrame({column: pd.Series(dtype=float) for column in LOG_COLUMNS}).astype({"epoch": int})
     if not path.exists():
-        return pd.DataFrame({column: pd.Series(dtype=float) for column in LOG_COLUMNS}).astype({"epoch": int})
+        return none
     try:
         history = pd.read_csv(path)
+        if not len(history) and tuple(history.columns) == LOG_COLUMNS:  # the first epoch is not finished
+            return none
         numbers = all(map(pd.api.types.is_numeric_dtype, history.dtypes))
         whole = tuple(history.columns) == LOG_COLUMNS and history.epoch.tolist() == [*range(1, len(history.index) + 1)]
         filled = whole and history[["loss", "accuracy", "seconds"]].notna().all(axis=None)
@@ -277,7 +280,7 @@ def tensorboard_log(
     write_whole(folder / "tensorboard" / "events.out.tfevents.fashion_nb", content.getvalue())
     return "written to tensorboard/"
 
-# %% ../nbs/07_runs.ipynb #409dc143
+# %% ../nbs/07_runs.ipynb #b4bdb9e0
 def checkpoint_path(
     folder: Path,  # of the run
     epoch: int,  # finished epochs
@@ -290,18 +293,26 @@ def write_checkpoint(
     folder: Path,  # of the run
     arrays: dict[str, np.ndarray],  # all state, by name
     history: list[dict],  # one entry for each epoch so far
-    keep: int = 2,  # the last ones that stay, besides the best by validation
 ) -> Path:  # the new file
     "Save the state after the last epoch of `history`, then remove checkpoints that are not needed any more."
     content = io.BytesIO()
     np.savez(content, about=np.array(json.dumps({"arrays": sorted(arrays), "history": history})), **arrays)
     path = checkpoint_path(folder, len(history))
     write_whole(path, content.getvalue())
+    prune(folder, history)
+    return path
+
+
+def prune(
+    folder: Path,  # of the run
+    history: list[dict],  # one entry for each epoch so far
+    keep: int = 2,  # the last ones that stay, besides the best by validation
+) -> None:
+    "Remove checkpoints that are not needed any more; a process that was killed may have left one."
     kept = {*range(len(history) - keep + 1, len(history) + 1), best_epoch(history)}
     for epoch, old in list_checkpoints(folder).items():
         if epoch not in kept:
             old.unlink(missing_ok=True)
-    return path
 
 
 def list_checkpoints(

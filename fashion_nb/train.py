@@ -6,7 +6,7 @@
 __all__ = ['STEPS_AT_ONCE', 'epoch_inputs', 'make_learner', 'get_state', 'check_state', 'set_state', 'check_loss', 'plot_history',
            'Watcher', 'train_epoch', 'find_devices', 'placed', 'run_folder', 'find_record', 'train', 'resume']
 
-# %% ../nbs/07_train.ipynb #d82dd9dc
+# %% ../nbs/07_train.ipynb #c59a0402
 import contextlib
 import json
 import math
@@ -35,6 +35,7 @@ from fashion_nb.runs import (
     load_run,
     log_text,
     only_here,
+    prune,
     recorded,
     save_model,
     sweep,
@@ -79,7 +80,7 @@ def epoch_inputs(
     choices = draw_augmentation(config.augmentation, index, random)
     return {"index": index, **choices}, targets(labels, index, choices, config.label_smoothing)
 
-# %% ../nbs/07_train.ipynb #4fcb08b1
+# %% ../nbs/07_train.ipynb #d37ee13f
 STEPS_AT_ONCE = 8
 
 
@@ -108,7 +109,8 @@ def make_learner(
     with _precision(config.precision):
         net = build_model(config.model)
     net.layers[-1].dtype_policy = "float32"
-    fuse_normalisation(net)
+    if config.distribution == "none":  # several devices leave Keras's own, which their engine knows
+        fuse_normalisation(net)
     learner = _wrap(net, images)
     schedule = make_schedule(config.learning_rate, config.schedule, config.epochs * batches, round(config.warmup_epochs * batches))
     optimizer = make_optimizer(config.optimizer, schedule, config.weight_decay, config.average, last_layer=net.layers[-1].name)
@@ -247,7 +249,7 @@ class Watcher:
             self.picture.update(figure)
         plt.close(figure)
 
-# %% ../nbs/07_train.ipynb #ad2449c5
+# %% ../nbs/07_train.ipynb #d525b75d
 def _steps(
     watcher: Watcher,  # moved along
     epoch: int,  # from 1
@@ -258,8 +260,9 @@ def _steps(
 
     class Steps(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            check_loss(logs["loss"], f"the loss in epoch {epoch}, batch {batch + 1}", learning_rate)
-            watcher.batch(epoch, batch + 1)
+            number = min(batch + 1, watcher.batches)  # several steps are handed over at a time, the last ones too
+            check_loss(logs["loss"], f"the loss in epoch {epoch}, batch {number}", learning_rate)
+            watcher.batch(epoch, number)
 
         def on_epoch_end(self, _, logs=None):  # before Keras puts the average in their place
             self.raw = _copy(self.model.trainable_variables)
@@ -394,7 +397,7 @@ def _start_record(
     record["sessions"].append(session)
     return record | {name: session[name] for name in ("started", "device", "backend", "versions", "git_commit")}
 
-# %% ../nbs/07_train.ipynb #369bd15e
+# %% ../nbs/07_train.ipynb #acc6e90d
 def _train_on(
     config: TrainConfig,
     folder: Path,  # of the run
@@ -420,6 +423,7 @@ def _train_on(
             write_whole(folder / "log.csv", log_text(history))
             write(tensorboard=tensorboard_log(folder, history))
             watcher.epoch(history)
+    prune(folder, history)
     save_model(build_from(config, state), folder / "model.keras")
 
 # %% ../nbs/07_train.ipynb #d8f3aede

@@ -11,6 +11,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,8 +20,8 @@ PACKAGE = ROOT / "fashion_nb"
 BIN = Path(sys.executable).parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ORDER = (
-    "data", "explore", "models", "graph", "schedule", "arithmetic", "bug_for_bug", "cost", "receptive_field", "oracles", "train", "evaluate", "experiments",
-    "reduce", "cli",
+    "data", "explore", "models", "graph", "schedule", "arithmetic", "bug_for_bug", "cost", "receptive_field", "oracles", "augment", "settings",
+    "runs", "fast", "train", "many", "evaluate", "compare", "predict", "experiments", "reduce", "cli",
 )  # fmt: skip
 HEAVY = {"tensorflow", "keras", "torch", "jax"}
 
@@ -210,6 +211,14 @@ def test_a_module_is_its_notebook(path):
 
 def test_every_module_has_a_notebook():
     assert {path.stem for path in modules()} == {exported_cells(path)[0] for path in chapters()}
+
+
+def test_the_sidebar_has_every_chapter_in_the_order_of_the_modules():
+    contents = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    listed = [name for entry in contents for name in (entry["contents"] if isinstance(entry, dict) else [entry])]
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "nbs").glob("*.ipynb"))
+    places = [ORDER.index(Path(name).stem.partition("_")[2]) for name in listed if name != "index.ipynb"]
+    assert listed[0] == "index.ipynb" and places == sorted(places)
 
 
 def test_readme_is_up_to_date():
