@@ -6,7 +6,7 @@
 __all__ = ['LOG_COLUMNS', 'data_hashes', 'device_name', 'git_commit', 'describe_session', 'write_whole', 'is_leftover', 'sweep',
            'only_here', 'is_held', 'recorded', 'openings', 'log_text', 'read_log', 'tensorboard_log', 'checkpoint_path',
            'write_checkpoint', 'prune', 'list_checkpoints', 'best_epoch', 'read_checkpoint', 'latest_checkpoint',
-           'build_from', 'save_model', 'load_model', 'Run', 'run_rows', 'load_run', 'list_runs']
+           'build_from', 'save_model', 'load_model', 'read_json', 'Run', 'run_rows', 'load_run', 'list_runs']
 
 # %% ../nbs/07_runs.ipynb #75c85add
 import csv
@@ -120,22 +120,22 @@ def write_whole(
         reason = error.strerror or error
         raise TrainError(f"{path} could not be written ({reason}): make room, or use another folder; earlier files are intact") from None
 
-# %% ../nbs/07_runs.ipynb #b68e73e6
+# %% ../nbs/07_runs.ipynb #ef44e0b8
 _LEFTOVER = re.compile(r"\.(?:(?:config|record)\.json|log\.csv|process|epoch-\d+\.npz|events\.out\.tfevents\.fashion_nb)\..+|\.part-model\.keras")
 
 
 def is_leftover(
-    path: Path,  # any file
+    path: Path,  # any file; only its name counts, since another process may be renaming it
 ) -> bool:
     "Is this what a killed process had half written?"
-    return bool(_LEFTOVER.fullmatch(path.name)) and path.is_file()
+    return bool(_LEFTOVER.fullmatch(path.name))
 
 
 def sweep(
     folder: Path,  # of a run
 ) -> int:  # files that were removed
     "Remove what a killed process had half written."
-    leftovers = [path for path in folder.rglob(".*") if is_leftover(path)]
+    leftovers = [path for path in folder.rglob(".*") if is_leftover(path) and path.is_file()]
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)
@@ -411,8 +411,8 @@ def load_model(
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainError(f"{path} cannot be loaded as a Keras model ({first_line}): remove it or train again") from None
 
-# %% ../nbs/07_runs.ipynb #1d9f9c5c
-def _read_object(
+# %% ../nbs/07_runs.ipynb #a371ea4d
+def read_json(
     path: Path,  # a JSON file of a run
 ) -> dict:  # what it holds
     "Read a JSON object; a file that is missing, unreadable or cut off raises `TrainError`."
@@ -464,14 +464,14 @@ class Run:
     def _repr_html_(self):
         return _run_html(self)
 
-# %% ../nbs/07_runs.ipynb #a4eb1758
+# %% ../nbs/07_runs.ipynb #7f78b20d
 def _model_of(
     run: Run,  # with checkpoints
     which: int | str,  # as in `Run.model`
 ):  # the Keras model
     "See `Run.model`."
     if which == "last":
-        if (found := latest_checkpoint(run.folder)) is None:
+        if (found := latest_checkpoint(run.folder, lambda arrays: build_from(run.config, arrays))) is None:
             raise TrainError(f"{run.folder} has no checkpoint (status: {run.status}): train again")
         return build_from(run.config, found[0])
     epoch = which
@@ -514,7 +514,7 @@ def _run_html(
     cells = "".join(f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in run_rows(run).items())
     return f"<table>{cells}</table>"
 
-# %% ../nbs/07_runs.ipynb #9c94cf13
+# %% ../nbs/07_runs.ipynb #a8a1fc6c
 def load_run(
     folder: Path | str,  # what `train` has filled
 ) -> Run:  # the run, whatever its status
@@ -523,10 +523,10 @@ def load_run(
     if not folder.is_dir():
         raise TrainError(f"{folder} is not a folder: expected the folder of a run")
     try:
-        config = TrainConfig.from_json(json.dumps(_read_object(folder / "config.json")))
+        config = TrainConfig.from_json(json.dumps(read_json(folder / "config.json")))
     except TrainError as error:
         raise TrainError(f"{folder} is not a run that can be used: {error}") from None
-    run = Run(folder, config, _read_object(folder / "record.json"))
+    run = Run(folder, config, read_json(folder / "record.json"))
     run.history  # a damaged log is reported here, not later
     return run
 
