@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS_AT_ONCE', 'JUDGED_AT_ONCE', 'epoch_inputs', 'make_learner', 'get_state', 'check_state', 'set_state',
-           'check_loss', 'plot_history', 'Watcher', 'train_epoch', 'find_devices', 'check_shares', 'placed',
-           'run_folder', 'find_record', 'train', 'resume']
+           'check_loss', 'plot_history', 'Watcher', 'run_steps', 'train_epoch', 'find_devices', 'check_shares',
+           'placed', 'run_folder', 'find_record', 'train', 'resume']
 
 # %% ../nbs/07_train.ipynb #11b0ab58
 import contextlib
@@ -85,7 +85,25 @@ def epoch_inputs(
     choices = {name: value.astype(np.uint8) if value.dtype == bool else value for name, value in choices.items()}  # bool cannot be summed over devices
     return {"index": index, **choices}, targets(labels, index, choices, config.label_smoothing)
 
-# %% ../nbs/07_train.ipynb #2d928808
+# %% ../nbs/07_train.ipynb #80dcd6f7
+def _several_steps(
+    learner,  # from `make_learner`, compiled and built
+    batch_size: int,
+):  # a function of the epoch's inputs, its targets, the first step and the one behind the last
+    "Keras's training step, several times, in one TensorFlow graph."
+    import tensorflow as tf
+
+    step = tf.function(learner.train_step, jit_compile=True, reduce_retracing=True) if learner.jit_compile else learner.train_step
+
+    @tf.function(reduce_retracing=True)
+    def steps(inputs, wanted, first, last):
+        for number in tf.range(first, last):
+            start, end = number * batch_size, (number + 1) * batch_size
+            step(({name: value[start:end] for name, value in inputs.items()}, wanted[start:end]))
+
+    return steps
+
+# %% ../nbs/07_train.ipynb #519112c1
 STEPS_AT_ONCE = 8
 JUDGED_AT_ONCE = 1_680  # held-out images a batch: 2 to 8 devices can share them, and 10, 12, 14, 15 or 16
 
@@ -124,8 +142,9 @@ def make_learner(
     accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
     learner.compile(optimizer, "categorical_crossentropy", metrics=[accuracy], steps_per_execution=1 if mirrored else STEPS_AT_ONCE)
     learner.optimizer.build(learner.trainable_variables)
-    if mirrored:  # `fit` would build it from the mean of a batch over the devices, in which an index is no whole number
+    if keras.backend.backend() == "tensorflow":  # built here: `fit` would take the mean of an index over several devices
         learner.test_on_batch({"index": np.zeros(1, np.int32)}, np.eye(10, dtype=np.float32)[:1])
+        learner.steps = None if mirrored else _several_steps(learner, config.batch_size)
     return learner
 
 # %% ../nbs/07_train.ipynb #366ee053
@@ -258,25 +277,46 @@ class Watcher:
             self.picture.update(figure)
         plt.close(figure)
 
-# %% ../nbs/07_train.ipynb #3b5cabe9
-def _steps(
-    watcher: Watcher,  # moved along
-    epoch: int,  # from 1
-    learning_rate: float,  # for the message when the loss is no number
-):  # a Keras callback, whose `raw` holds the trained weights after the epoch
-    "Follow the steps of an epoch."
+# %% ../nbs/07_train.ipynb #3625e126
+def _fit(learner, inputs: dict, wanted: np.ndarray, batch_size: int, tell) -> tuple[dict, list]:
+    "An epoch by Keras's `fit`; see `run_steps`."
     import keras
 
     class Steps(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            number = min(batch + 1, watcher.batches)  # several steps are handed over at a time, the last ones too
-            check_loss(logs["loss"], f"the loss in epoch {epoch}, batch {number}", learning_rate)
-            watcher.batch(epoch, number)
+            tell(batch + 1, logs["loss"])
 
         def on_epoch_end(self, _, logs=None):  # before Keras puts the average in their place
             self.raw = _copy(self.model.trainable_variables)
 
-    return Steps()
+    steps = Steps()
+    history = learner.fit(inputs, wanted, batch_size=batch_size, shuffle=False, callbacks=[steps], verbose=0).history
+    return {name: values[-1] for name, values in history.items()}, steps.raw
+
+
+def run_steps(
+    learner,  # from `make_learner`
+    inputs: dict[str, np.ndarray],  # of `epoch_inputs`
+    wanted: np.ndarray,  # (n, 10) targets
+    batch_size: int,
+    tell=lambda steps, loss: None,  # called now and then: steps done, mean loss so far
+) -> tuple[dict, list[np.ndarray]]:  # mean loss and accuracy while learning, and the weights before averaging
+    "Take the steps of an epoch; afterwards the learner has the averaged weights, where an average is kept."
+    if getattr(learner, "steps", None) is None:
+        return _fit(learner, inputs, wanted, batch_size, tell)
+    import tensorflow as tf
+
+    batches = math.ceil(len(wanted) / batch_size)
+    held, targets_held = {name: tf.constant(value) for name, value in inputs.items()}, tf.constant(wanted)
+    learner.reset_metrics()
+    for first in range(0, batches, STEPS_AT_ONCE):
+        last = min(first + STEPS_AT_ONCE, batches)
+        learner.steps(held, targets_held, tf.constant(first), tf.constant(last))
+        found = {name: float(value) for name, value in learner.get_metrics_result().items()}
+        tell(last, found["loss"])
+    raw = _copy(learner.trainable_variables)
+    learner.optimizer.finalize_variable_values(learner.trainable_variables)
+    return found, raw
 
 
 def train_epoch(
@@ -288,19 +328,25 @@ def train_epoch(
     watcher: Watcher,
 ) -> tuple[dict, dict]:  # a row of the log without its seconds, and the state for the checkpoint
     "Train for an epoch and judge the held-out images."
-    steps, trained = _steps(watcher, epoch, config.learning_rate), learner.trainable_variables
+    trained = learner.trainable_variables
     inputs, wanted = epoch_inputs(config, labels, parts[0], epoch)
-    fitted = learner.fit(inputs, wanted, batch_size=config.batch_size, shuffle=False, callbacks=[steps], verbose=0).history
+
+    def tell(steps, loss):
+        number = min(steps, watcher.batches)  # several steps are handed over at a time, the last ones too
+        check_loss(loss, f"the loss in epoch {epoch}, batch {number}", config.learning_rate)
+        watcher.batch(epoch, number)
+
+    fitted, raw = run_steps(learner, inputs, wanted, config.batch_size, tell)
     averaged = _copy(trained) if config.average else []  # Keras has put the average in the place of the weights
     _put(trained, averaged)  # its own copy: JAX gives away the arrays that it judges with, and the optimizer needs its own
-    row = {"epoch": epoch, "loss": fitted["loss"][-1], "accuracy": fitted["accuracy"][-1], "val_loss": None, "val_accuracy": None}
+    row = {"epoch": epoch, "loss": fitted["loss"], "accuracy": fitted["accuracy"], "val_loss": None, "val_accuracy": None}
     if len(parts[1]):
         held_out, one_hot = {"index": parts[1].astype(np.int32)}, np.eye(10, dtype=np.float32)[labels[parts[1]]]
         judged = learner.evaluate(held_out, one_hot, batch_size=JUDGED_AT_ONCE, verbose=0, return_dict=True)
         check_loss(judged["loss"], f"the validation loss after epoch {epoch}", config.learning_rate)
         row |= {"val_loss": judged["loss"], "val_accuracy": judged["accuracy"]}
     if averaged:
-        _put(trained, steps.raw)
+        _put(trained, raw)
     return row, get_state(learner) | {f"averaged/{k:03}": value for k, value in enumerate(averaged)}
 
 # %% ../nbs/07_train.ipynb #ea2b4190

@@ -23,7 +23,7 @@ IMAGES = {"stride_2": 16_384, "stride_1": 3_072, "mnist_classifier_32_64p_64_128
 AUGMENTATIONS = ("none", "shift=2+flip+erase=0.5", "first_set")
 PRECISIONS = {"float32": "float32", "mixed_bfloat16": "bfloat16"}
 MAY_COMPILE_FOR = 600  # seconds; then torch.compile counts as not working here
-ROUNDS, QUICK_ROUNDS = 9, 3
+ROUNDS, QUICK_ROUNDS = 9, 2
 
 
 def made_up(count):
@@ -51,7 +51,7 @@ def own_fit(name, count, precision, augmentation):
     import numpy as np
 
     from fashion_nb.settings import TrainConfig
-    from fashion_nb.train import epoch_inputs, make_learner
+    from fashion_nb.train import epoch_inputs, make_learner, run_steps
 
     images, labels = made_up(count)
     options = {"batch_size": BATCH, "optimizer": "adam", "learning_rate": 0.001, "schedule": "constant"}
@@ -60,7 +60,7 @@ def own_fit(name, count, precision, augmentation):
 
     def epoch():
         inputs, wanted = epoch_inputs(config, labels, np.arange(count), next(number))
-        learner.fit(inputs, wanted, batch_size=BATCH, shuffle=False, verbose=0)
+        run_steps(learner, inputs, wanted, BATCH)
 
     return epoch
 
