@@ -43,7 +43,7 @@ def _fused_call(
 
 def fuse_normalisation(
     net,  # a built Keras model, which will be trained
-) -> int:  # layers that were changed; none on other back ends, whose compilers fuse by themselves
+) -> int:  # layers that were changed; none on other back ends, which lack this operation
     "Let the normalisations of a model be computed in one operation each while it trains; weights and configuration stay."
     import keras
 
