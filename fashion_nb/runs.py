@@ -471,9 +471,10 @@ def _model_of(
 ):  # the Keras model
     "See `Run.model`."
     if which == "last":
-        if (found := latest_checkpoint(run.folder, lambda arrays: build_from(run.config, arrays))) is None:
+        built = []  # the check builds the network, so it is kept
+        if latest_checkpoint(run.folder, lambda arrays: built.append(build_from(run.config, arrays))) is None:
             raise TrainError(f"{run.folder} has no checkpoint (status: {run.status}): train again")
-        return build_from(run.config, found[0])
+        return built[-1]
     epoch = which
     if which == "best":
         history = run.history
