@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'schedule_share', 'make_schedule', 'make_optimizer', 'TrainError', 'TrainConfig']
 
-# %% ../nbs/07_settings.ipynb #d5f1a2c7
+# %% ../nbs/07_settings.ipynb #a1d9127f
 import hashlib
 import json
 import math
@@ -15,7 +15,7 @@ import numpy as np
 
 from .augment import AugmentError, parse_augmentation
 from .data import FashionNbError
-from .models import list_models
+from .models import ModelError, model_info
 
 # %% ../nbs/07_settings.ipynb #4e32a160
 SCHEDULES = ("constant", "cosine", "one_cycle", "steps")
@@ -96,7 +96,7 @@ def make_optimizer(
         optimizer.exclude_from_weight_decay(var_names=list(_NO_DECAY))
     return optimizer
 
-# %% ../nbs/07_settings.ipynb #7bedb805
+# %% ../nbs/07_settings.ipynb #74c70e47
 class TrainError(FashionNbError):
     "A training that cannot start or go on, or a run's folder that cannot be used."
 
@@ -114,7 +114,6 @@ _REAL = {  # lowest and highest; "open": the lowest itself is not allowed
 def _choices():
     "The fields that take one of several words."
     return {
-        "model": tuple(list_models()),
         "optimizer": tuple(OPTIMIZERS),
         "schedule": SCHEDULES,
         "precision": ("float32", "mixed_bfloat16"),
@@ -122,7 +121,7 @@ def _choices():
         "distribution": ("none", "data_parallel"),
     }
 
-# %% ../nbs/07_settings.ipynb #c5a840f0
+# %% ../nbs/07_settings.ipynb #fbb7d700
 def _is_number(value, kinds) -> bool:
     "A number, NumPy's too, but neither True nor False nor NaN."
     return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_, np.timedelta64)) and value == value
@@ -133,6 +132,10 @@ def _problems(
 ) -> list[str]:  # a sentence for each field that cannot be used; empty if there is none
     "What is wrong with a configuration."
     problems = []
+    try:
+        model_info(values["model"] if isinstance(values["model"], str) else "")
+    except ModelError as error:
+        problems.append(f"model is {values['model']!r}: {error}")
     for field, words in _choices().items():
         if not isinstance(values[field], str) or values[field] not in words:
             problems.append(f"{field} is {values[field]!r}: expected one of {', '.join(words)}")
@@ -164,12 +167,12 @@ def _contradictions(
         problems.append(f"weight_decay is {values['weight_decay']:g} with adam, which has none: expected 0, or adamw")
     return problems
 
-# %% ../nbs/07_settings.ipynb #c5da4f23
+# %% ../nbs/07_settings.ipynb #65846dbf
 @dataclass(frozen=True)
 class TrainConfig:
     "All that can be chosen about a training run; bad values raise `TrainError`, all of them at once."
 
-    model: str = "stride_2"  # a name from `list_models()`
+    model: str = "stride_2"  # a name from `list_models()`, or a description such as 'conv16/2 res16 gap'
     epochs: int = 6  # passes over the training images
     batch_size: int = 128  # images for each step of the optimizer
     optimizer: str = "adam"  # sgd, rmsprop, adam, adamw, nadam, lion, muon
@@ -207,7 +210,7 @@ class TrainConfig:
     @property
     def identity(self) -> str:  # 12 hexadecimal digits
         "A short name of these settings: equal settings, equal name, in whatever order the augmentation is written."
-        values = asdict(self) | {"augmentation": parse_augmentation(self.augmentation)}
+        values = asdict(self) | {"model": " ".join(self.model.split()), "augmentation": parse_augmentation(self.augmentation)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../nbs/07_settings.ipynb #ae7f3096

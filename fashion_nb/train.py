@@ -23,7 +23,7 @@ import numpy as np
 from .augment import augmented, draw_augmentation, targets
 from .data import FashionMNIST, load_fashion_mnist, validation_rows
 from .fast import fuse_normalisation
-from .models import build_model
+from .models import build_model, model_info
 from fashion_nb.runs import (
     Run,
     build_from,
@@ -439,7 +439,7 @@ def run_folder(
     "Where a run lies."
     if folder is not None:
         return Path(folder).expanduser()
-    return Path("runs") / f"{config.model}-seed{config.seed}-{config.identity}"
+    return Path("runs") / f"{model_info(config.model).name}-seed{config.seed}-{config.identity}"
 
 
 def find_record(
