@@ -118,13 +118,15 @@ class _Builder:
         x = layers.Add(name=f"{self.number}_add")([x, way_round])
         return layers.Activation(self.activation, name=f"{self.number}_act")(x) if act else x
 
-# %% ../nbs/02_blocks.ipynb #cc948442
+# %% ../nbs/02_blocks.ipynb #13e8ee10
 def _conv(builder, x, word):
     return builder.convolution(x, int(word.size), word.kernel, word.stride, word.valid)
 
 
 def _sep(builder, x, word):
-    x = builder.convolution(x, None, word.kernel, word.stride, part="depthwise")
+    from keras import layers
+
+    x = layers.DepthwiseConv2D(word.kernel, strides=word.stride, padding="same", use_bias=False, name=f"{builder.number}_depthwise")(x)
     return builder.convolution(x, int(word.size), 1, part="pointwise")
 
 
