@@ -29,7 +29,7 @@ setup(
         *(f"Programming Language :: Python :: {version}" for version in SUPPORTED),
     ],
     packages=find_packages(include=["fashion_nb", "fashion_nb.*"]),
-    package_data={"fashion_nb": ["templates/*", "results/*", "pretrained/*"]},
+    package_data={"fashion_nb": ["templates/*", "results/*", "results/*/*", "pretrained/*"]},
     python_requires=f">={SUPPORTED[0]},<3.14",
     install_requires=settings["requirements"].split(),
     extras_require={extra: settings[f"{extra}_requirements"].split() for extra in EXTRAS},

@@ -336,23 +336,24 @@ def augmented(
         images = ops.where(_in_box(choices["erase"]), noise, images)
     return images[..., None]
 
-# %% ../nbs/07_augment.ipynb #1b21476d
+# %% ../nbs/07_augment.ipynb #eb2df44c
 def targets(
-    labels: np.ndarray,  # (N,) the class of each image of the bank
+    labels: np.ndarray,  # (N,) the class of each image of the bank, or (N, classes) what is believed of it
     index: np.ndarray,  # (n,) rows of the bank
     choices: dict[str, np.ndarray],  # what `draw_augmentation` gave for `index`
     smoothing: float = 0.0,  # this share of each target is spread evenly over all classes
     classes: int = 10,  # how many there are
 ) -> np.ndarray:  # (n, classes) float32, each row sums to one
     "What the network should answer: each image's class, or two in the shares in which they are mixed, smoothed."
-    one_hot = np.eye(classes, dtype=np.float32)
-    found = one_hot[np.asarray(labels)[index]]
+    labels = np.asarray(labels)
+    known = labels if labels.ndim == 2 else np.eye(classes, dtype=np.float32)[labels]
+    found = known[index]
     if "partner" in choices:
         share = choices["mix"].astype(np.float32) if "mix" in choices else np.ones(len(found), np.float32)
         if "cut" in choices:
             top, left, bottom, right = choices["cut"].T
             share = share * (1 - ((bottom - top) * (right - left)).astype(np.float32) / SIDE**2)
-        other = one_hot[np.asarray(labels)[choices["partner"]]]
+        other = known[choices["partner"]]
         found = other + share[:, None] * (found - other)
     return (found * (1 - smoothing) + smoothing / classes).astype(np.float32)
 

@@ -7,7 +7,7 @@ __all__ = ['STEPS_AT_ONCE', 'JUDGED_AT_ONCE', 'epoch_inputs', 'make_learner', 'g
            'check_loss', 'plot_history', 'Watcher', 'run_steps', 'train_epoch', 'find_devices', 'check_shares',
            'placed', 'run_folder', 'find_record', 'train', 'resume']
 
-# %% ../nbs/07_train.ipynb #11b0ab58
+# %% ../nbs/07_train.ipynb #52148829
 import contextlib
 import functools
 import json
@@ -22,6 +22,7 @@ import numpy as np
 
 from .augment import augmented, draw_augmentation, targets
 from .data import FashionMNIST, load_fashion_mnist, validation_rows
+from .distil import beliefs
 from .fast import fuse_normalisation
 from .models import build_model, model_info
 from fashion_nb.runs import (
@@ -71,10 +72,10 @@ def _wrap(
 
     return Learner()
 
-# %% ../nbs/07_train.ipynb #81f3aa75
+# %% ../nbs/07_train.ipynb #0e851987
 def epoch_inputs(
     config: TrainConfig,  # its seed, augmentation and label smoothing
-    labels: np.ndarray,  # (N,) of the whole bank
+    labels: np.ndarray,  # (N,) of the whole bank, or (N, 10) beliefs
     rows: np.ndarray,  # of the bank, to train on
     epoch: int,  # from 1
 ) -> tuple[dict, np.ndarray]:  # {"index": (n,) int32, …} in a new order, and (n, 10) float32 targets
@@ -277,7 +278,7 @@ class Watcher:
             self.picture.update(figure)
         plt.close(figure)
 
-# %% ../nbs/07_train.ipynb #3625e126
+# %% ../nbs/07_train.ipynb #26b85dc3
 def _fit(learner, inputs: dict, wanted: np.ndarray, batch_size: int, tell) -> tuple[dict, list]:
     "An epoch by Keras's `fit`; see `run_steps`."
     import keras
@@ -326,10 +327,11 @@ def train_epoch(
     parts: tuple[np.ndarray, np.ndarray],  # rows to train on, rows held out
     epoch: int,  # from 1
     watcher: Watcher,
+    wishes: np.ndarray | None = None,  # what the targets are made from, where a teacher has a say: (N, 10)
 ) -> tuple[dict, dict]:  # a row of the log without its seconds, and the state for the checkpoint
     "Train for an epoch and judge the held-out images."
     trained = learner.trainable_variables
-    inputs, wanted = epoch_inputs(config, labels, parts[0], epoch)
+    inputs, wanted = epoch_inputs(config, labels if wishes is None else wishes, parts[0], epoch)
 
     def tell(steps, loss):
         number = min(steps, watcher.batches)  # several steps are handed over at a time, the last ones too
@@ -478,7 +480,7 @@ def _start_record(
     record["sessions"].append(session)
     return record | {name: session[name] for name in ("started", "device", "backend", "versions", "git_commit")}
 
-# %% ../nbs/07_train.ipynb #acc6e90d
+# %% ../nbs/07_train.ipynb #9de7f8b8
 def _train_on(
     config: TrainConfig,
     folder: Path,  # of the run
@@ -489,6 +491,7 @@ def _train_on(
 ) -> None:
     "Train from the last sound checkpoint, or from the start, to the last epoch."
     labels = data.train.labels
+    wishes = beliefs(labels, config.teacher)
     batches = math.ceil(len(parts[0]) / config.batch_size)
     learner = make_learner(config, data.train.images, batches)
     state, history = latest_checkpoint(folder, lambda found: check_state(learner, found)) or (get_state(learner), [])
@@ -498,7 +501,7 @@ def _train_on(
     with contextlib.closing(watcher.bar):
         for epoch in range(len(history) + 1, config.epochs + 1):
             start = time.perf_counter()
-            row, state = train_epoch(learner, config, labels, parts, epoch, watcher)
+            row, state = train_epoch(learner, config, labels, parts, epoch, watcher, wishes)
             history.append(row | {"seconds": round(time.perf_counter() - start, 3), "time": time.time()})
             write_checkpoint(folder, state, history)
             write_whole(folder / "log.csv", log_text(history))

@@ -20,8 +20,8 @@ PACKAGE = ROOT / "fashion_nb"
 BIN = Path(sys.executable).parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ORDER = (
-    "data", "explore", "models", "graph", "schedule", "arithmetic", "bug_for_bug", "cost", "receptive_field", "oracles", "augment", "settings",
-    "runs", "fast", "train", "many", "evaluate", "compare", "predict", "experiments", "reduce", "cli",
+    "data", "explore", "blocks", "models", "graph", "schedule", "arithmetic", "bug_for_bug", "cost", "receptive_field", "oracles", "augment", "settings",
+    "runs", "fast", "distil", "train", "many", "evaluate", "compare", "predict", "store", "experiments", "frontier", "reduce", "cli",
 )  # fmt: skip
 HEAVY = {"tensorflow", "keras", "torch", "jax"}
 
