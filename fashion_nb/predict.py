@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_PIXELS', 'FEWEST', 'SUFFIXES', 'LARGEST_SIDE', 'CLOSE', 'FALSE_ALARMS', 'MOST_BYTES', 'HELD_OUT',
            'PredictError', 'Step', 'prepare', 'Novelty', 'fit_novelty', 'ship', 'shipped_details', 'load_shipped',
-           'load_novelty', 'Prediction', 'predict', 'plot_steps', 'Predictions', 'predict_files']
+           'load_novelty', 'ship_weights', 'pretrained_names', 'load_pretrained', 'Prediction', 'predict', 'plot_steps',
+           'Predictions', 'predict_files']
 
-# %% ../nbs/08_predict.ipynb #9e374cab
+# %% ../nbs/08_predict.ipynb #68c45bbf
 import functools
 import hashlib
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -434,6 +436,64 @@ def load_novelty(
     with np.load(_pretrained(folder) / "novelty.npz") as arrays:
         return Novelty(**{name: arrays[name] for name in _ARRAYS})
 
+# %% ../nbs/08_predict.ipynb #40ca3f1f
+_RESERVED = ("model", "novelty")
+
+
+def ship_weights(
+    run,  # a finished `Run`: `model()`, `config`, `history` and `record` are read
+    name: str,  # by which it will be loaded
+    folder: Path | str | None = None,  # None writes into the package itself
+) -> Path:  # the file of the weights; what is known of them lies beside it
+    "Put a trained network into the package under a name; more than 1 MB raises `PredictError`."
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
+        raise PredictError(f"{name!r} cannot name a network: expected small letters, digits and _, such as 'budget_2m'")
+    weights = _pack({f"{k:03}": np.asarray(value).astype(np.float16) for k, value in enumerate(run.model().get_weights())})
+    if len(weights) > MOST_BYTES:
+        raise PredictError(f"{name} needs {len(weights):,} bytes, expected at most {MOST_BYTES:,}: ship a smaller network")
+    details = {
+        "model": run.config.model,
+        "config": asdict(run.config),
+        "history": json.loads(run.history.to_json(orient="records")),
+        "record": run.record,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "note": "weights are float16; trained on the training split alone",
+    }
+    folder = _pretrained(folder)
+    write_atomically(folder / f"{name}.npz", weights)
+    write_atomically(folder / f"{name}.json", json.dumps(details, indent=1) + "\n")
+    return folder / f"{name}.npz"
+
+
+def pretrained_names(
+    folder: Path | str | None = None,  # None is the package's own
+) -> list[str]:
+    "The networks that `load_pretrained` knows, besides the one that `predict` takes by itself."
+    return sorted(path.stem for path in _pretrained(folder).glob("*.json") if path.stem not in _RESERVED)
+
+# %% ../nbs/08_predict.ipynb #4d7db630
+def load_pretrained(
+    name: str | None = None,  # one of `pretrained_names()`; None is the network that `predict` takes by itself
+    folder: Path | str | None = None,  # None is the package's own
+):  # a Keras model, from (N, 28, 28, 1) pixels 0..255 to (N, 10) probabilities, not compiled
+    "Build a network that comes with the package, with its trained weights; an unknown name raises `PredictError`."
+    if name is None:
+        return load_shipped(folder)
+    if name not in pretrained_names(folder):
+        raise PredictError(f"no network {name!r} comes with the package: expected one of {', '.join(pretrained_names(folder)) or 'none yet'}")
+    path = _pretrained(folder) / f"{name}.npz"
+    try:
+        details = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != details["sha256"]:
+            raise ValueError("its two files do not belong together")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PredictError(f"the network {name!r} cannot be read ({error}): install the package again") from None
+    model = build_model(details["model"])
+    with np.load(path) as arrays:
+        model.set_weights([arrays[key].astype(np.float32) for key in sorted(arrays.files)])
+    return model
+
 # %% ../nbs/08_predict.ipynb #2e043ff2
 def _warning(
     p_value: float,  # of the novelty score
@@ -517,7 +577,7 @@ def _prediction_html(
     pictures = "".join(map(_picture_html, prediction.steps))
     return f"<p>{escape(prediction.name)}: <strong>{escape(prediction.class_name)}</strong></p>{warning}<div>{pictures}</div><table>{rows}</table>"
 
-# %% ../nbs/08_predict.ipynb #b2600e21
+# %% ../nbs/08_predict.ipynb #d17a2b0e
 def _shape(
     shape,  # a Keras shape, or anything
 ) -> tuple | None:  # without the number of images
@@ -529,11 +589,11 @@ def _shape(
 
 
 def _network(
-    model,  # a Keras model, a run, or None for the shipped one
+    model,  # a Keras model, a run, a name, or None for the shipped one
 ):  # a Keras model
     "Get hold of a network; one with another input or other classes raises `PredictError`."
-    if model is None:
-        return _cached_network()
+    if model is None or isinstance(model, str):
+        return _cached_network(model)
     if not hasattr(model, "input_shape") and callable(getattr(model, "model", None)):
         model = model.model()  # a run
     if not hasattr(model, "input_shape"):
@@ -546,15 +606,15 @@ def _network(
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_network():
-    return load_shipped()
+def _cached_network(name):
+    return load_pretrained(name)
 
 
 @functools.lru_cache(maxsize=1)
 def _cached_novelty():
     return load_novelty()
 
-# %% ../nbs/08_predict.ipynb #6d6d70e7
+# %% ../nbs/08_predict.ipynb #6f6e9709
 def _ask(
     model,  # a Keras model
     images: np.ndarray,  # (N, 28, 28) uint8
@@ -586,7 +646,7 @@ def _predictions(
 
 def predict(
     picture,  # a path, a Pillow image, or an array of shape (H, W) or (H, W, 1, 3 or 4)
-    model=None,  # a Keras model or a run; None is the network that comes with the package
+    model=None,  # a Keras model, a run, or a name of `pretrained_names()`; None is the network that comes with the package
 ) -> Prediction:
     "Name the garment in a picture of any size and colour; what cannot be used raises `PredictError`."
     return _predictions([_name(picture)], [prepare(picture)], model)[0]
@@ -658,10 +718,10 @@ class Predictions:
     def _repr_html_(self):
         return self.to_frame().to_html(index=False, border=0, float_format="{:.3f}".format) + "".join(f"<p>{escape(e)}</p>" for e in self.errors)
 
-# %% ../nbs/08_predict.ipynb #b859ccc6
+# %% ../nbs/08_predict.ipynb #d97d966a
 def predict_files(
     paths: Iterable[Path | str] | Path | str,  # picture files, and folders that hold some
-    model=None,  # a Keras model or a run; None is the network that comes with the package
+    model=None,  # a Keras model, a run, or a name of `pretrained_names()`; None is the network that comes with the package
 ) -> Predictions:
     "Name the garments in files; if not one can be used, `PredictError` gives the first reason."
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_POINTS', 'StoreError', 'store_folder', 'Record', 'load_records', 'find_records_of', 'store_run',
-           'run_experiment', 'leaderboard', 'Reproduction', 'reproduce', 'Published', 'published_points']
+           'run_experiment', 'summarise', 'leaderboard', 'Reproduction', 'reproduce', 'Published', 'published_points']
 
 # %% ../nbs/09_store.ipynb #2d8ad462
 import functools
@@ -208,7 +208,7 @@ def run_experiment(
     _check_name(name)
     return store_run(train(config, Path(runs) / name.replace("/", "-"), data, progress), name, folder, data)
 
-# %% ../nbs/09_store.ipynb #0e62f64d
+# %% ../nbs/09_store.ipynb #866973a4
 @functools.cache
 def _costs(model: str) -> tuple[int, int]:
     "Parameters and MACs of a network."
@@ -223,40 +223,53 @@ def _calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int 
     return float(np.abs(np.bincount(which, right - confidence, bins)).sum() / len(labels))
 
 
-def _row(records: list[Record], labels: np.ndarray) -> dict:
+def _row(
+    name: str,  # of the row
+    records: list[Record],  # its seeds
+    labels: np.ndarray,  # of the test images
+) -> dict:
     "One row of the leaderboard."
-    first, config = records[0], records[0].config
+    config = records[0].config
     answers = [record.probabilities for record in records]
     rates = np.array([(each.argmax(axis=1) == labels).mean() for each in answers])
     low, high = wilson_interval(round(rates.mean() * len(labels)), len(labels))
     parameters, macs = _costs(config.model)
     held_out = [record.details["history"][-1]["val_accuracy"] for record in records]
     return {
-        "row": first.row, "model": config.model, "parameters": parameters, "macs": macs, "epochs": config.epochs, "seeds": len(records),
+        "row": name, "model": config.model, "parameters": parameters, "macs": macs, "epochs": config.epochs, "seeds": len(records),
         "mean": rates.mean(), "std": rates.std(ddof=1) if len(records) > 1 else np.nan, "low": low, "high": high,
         "validation": np.mean(held_out) if all(value is not None for value in held_out) else np.nan,
         "nll": np.mean([negative_log_likelihood(labels, each) for each in answers]),
         "calibration_error": np.mean([_calibration_error(labels, each) for each in answers]),
-        "seconds": np.median([record.details["seconds"] for record in records]), "device": first.details["device"],
+        "seconds": np.median([record.details["seconds"] for record in records]),
+        "device": records[0].details["device"], "rates": tuple(rates.tolist()),
     }  # fmt: skip
 
-# %% ../nbs/09_store.ipynb #46284b1f
+# %% ../nbs/09_store.ipynb #4fb48174
+def summarise(
+    rows: dict[str, list[Record]],  # name of a row: its seeds
+    data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only the test labels are used
+):  # data frame, a row each
+    "Costs and accuracies of rows of runs; runs of one row that differ in more than the seed raise `StoreError`."
+    import pandas as pd
+
+    labels = (load_fashion_mnist() if data is None else data).test.labels
+    for name, records in rows.items():
+        if len({replace(record.config, seed=0).identity for record in records}) > 1:
+            raise StoreError(f"the seeds of {name} were trained with different settings: expected one row for each; rename the records")
+    return pd.DataFrame([_row(name, records, labels) for name, records in rows.items()])
+
+
 def leaderboard(
     group: str | None = None,  # only this one
     folder: Path | str | None = None,  # of the store; None is the package's own
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only the test labels are used
 ):  # data frame, the most accurate row first
     "All rows of the store with costs and accuracies, computed from the stored answers."
-    import pandas as pd
-
-    labels = (load_fashion_mnist() if data is None else data).test.labels
     rows: dict[str, list[Record]] = {}
     for record in load_records(group, folder):
         rows.setdefault(record.row, []).append(record)
-    for name, records in rows.items():
-        if len({replace(record.config, seed=0).identity for record in records}) > 1:
-            raise StoreError(f"the seeds of {name} were trained with different settings: expected one row for each; rename the records")
-    table = pd.DataFrame([_row(records, labels) for records in rows.values()])
+    table = summarise(rows, data)
     return table.sort_values("mean", ascending=False, ignore_index=True) if len(table) else table
 
 # %% ../nbs/09_store.ipynb #d03c5e08
