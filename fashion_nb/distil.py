@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['soft_folder', 'make_soft_labels', 'load_soft_labels', 'beliefs']
 
-# %% ../nbs/07_distil.ipynb #c826aa08
+# %% ../nbs/07_distil.ipynb #4ea51377
 import io
+import json
 import zipfile
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from .data import FashionMNIST, load_fashion_mnist, write_atomically
 from .runs import Run
 from .settings import TrainError, parse_teacher
 
-# %% ../nbs/07_distil.ipynb #274610fd
+# %% ../nbs/07_distil.ipynb #605e41a9
 def soft_folder(
     folder: Path | str | None = None,  # None is the package's own
 ) -> Path:
@@ -33,7 +34,7 @@ def make_soft_labels(
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only its train split is used
     folder: Path | str | None = None,  # None writes into the package itself
     seed: int = 0,  # of the views
-) -> Path:  # the file that was written
+) -> Path:  # NAME.npz; the settings of the teachers lie beside it
     "Ask teachers about every training image, and keep their mean answer."
     import keras
 
@@ -50,6 +51,8 @@ def make_soft_labels(
                 total[part] += keras.ops.convert_to_numpy(model(view, training=False))
     packed = io.BytesIO()
     np.savez_compressed(packed, probabilities=(total / (views * len(runs))).astype(np.float16))
+    about = {"teachers": [json.loads(run.config.to_json()) for run in runs], "views": views, "seed": seed}
+    write_atomically(soft_folder(folder) / f"{name}.json", json.dumps(about, indent=1) + "\n")
     return write_atomically(soft_folder(folder) / f"{name}.npz", packed.getvalue())
 
 # %% ../nbs/07_distil.ipynb #b180a2c9

@@ -99,6 +99,37 @@ GRIDS["optimizer"] = Grid(
     _QUICK,
 )  # fmt: skip
 
+# %% ../nbs/09_experiments.ipynb #8f71c1d7
+_TWO_M = "conv16k4/2 conv32/2 res32 conv48/2 res48 gap"
+_BASE = {"model": _TWO_M, "batch_size": 256, "epochs": 10, "learning_rate": 0.006, **_RECIPE}
+GRIDS["ablation"] = Grid(
+    "What does each part of the recipe give a net of 2 M MACs in ten epochs?",
+    {
+        "base": {},
+        "no_augmentation": {"augmentation": "none"},
+        "erase": {"augmentation": "shift=2+flip+erase=0.25"},
+        "smoothing": {"label_smoothing": 0.05},
+        "average": {"average": 0.998},
+        "one_cycle": {"schedule": "one_cycle", "warmup_epochs": 0.0},
+        "muon": {"optimizer": "muon"},
+        "teacher": {"teacher": "wide=0.7"},
+        "squeeze": {"model": "conv16k4/2 conv32/2 se res32 se conv48/2 res48 se gap"},
+    },
+    _BASE,
+)
+GRIDS["blocks"] = Grid(
+    "Which blocks are worth most at 2 M MACs?",
+    {
+        "plain": {"model": "conv16k4/2 conv32/2 2*conv32 conv48/2 2*conv48 gap"},
+        "separable": {"model": "conv24k5/2 sep48 sep64/2 3*sep96 gap"},
+        "inverted": {"model": "conv16k5/2 inv24x3 inv32x3/2 inv32x3 inv64x3/2 inv64x3 gap"},
+        "late": {"model": "conv8 conv16/2 conv32/2 res32 conv48/2 conv64 gap"},
+        "large_kernel": {"model": "conv16k4/2 conv32k5/2 conv32k5 gap"},
+        "wide": {"model": "conv16k4/2 conv48/2 conv32 conv64/2 conv64 gap"},
+    },
+    _BASE,
+)
+
 # %% ../nbs/09_experiments.ipynb #d0d4a8ea
 def grid_configs(
     group: str,  # a key of `GRIDS`
