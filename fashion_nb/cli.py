@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ReportError', 'run', 'verify_counts', 'count_and_verify', 'write_report']
 
-# %% ../nbs/11_cli.ipynb #ec11e31e
+# %% ../nbs/11_cli.ipynb #1bde580d
 import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 import warnings
@@ -78,7 +79,7 @@ def _start_keras() -> None:
 
         keras.ops.zeros(1)
 
-# %% ../nbs/11_cli.ipynb #9db49bd8
+# %% ../nbs/11_cli.ipynb #0ec89f59
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
@@ -89,6 +90,7 @@ Examples:
   fashion_nb train --epochs 3        train, into a folder below runs/
   fashion_nb predict shoe.jpg        what is in a picture of one's own
   fashion_nb report                  all of it, on one page: report/index.html
+  fashion_nb leaderboard             what all the stored runs reached, at what cost
 """,
 )
 @click.version_option(__version__, package_name="fashion_nb")
@@ -197,7 +199,7 @@ def _opened(
     _start_keras()
     return open_model(name, input_shape)
 
-# %% ../nbs/11_cli.ipynb #2e35c464
+# %% ../nbs/11_cli.ipynb #3e286383
 _COUNTING = (
     click.option("--convention", default="two_per_mac", show_default=True, help="How a FLOP is counted."),
     click.option("--batch-size", default=1, show_default=True, help="Examples in a batch; counts are for the batch."),
@@ -233,14 +235,16 @@ def _with_options(
 def cost_command(models, layer, verify, output, as_json, **counting):
     """Parameters, MACs, FLOPs and memory of each layer of MODEL, for one image.
 
-    MODEL is a name from 'fashion_nb models', a .keras file, or
-    keras.applications.NAME. Several models are set side by side.
+    MODEL is a name from 'fashion_nb models', a description in words, a
+    .keras file, or keras.applications.NAME. Several models are set side by
+    side.
 
     \b
     Examples:
       fashion_nb cost stride_2
       fashion_nb cost stride_1 --convention profiler --json
       fashion_nb cost stride_1 stride_2
+      fashion_nb cost 'conv16/2 res16 gap'
       fashion_nb cost keras.applications.ResNet50 --output resnet50.html
       fashion_nb cost stride_2 --layer conv2 --convention everything
       fashion_nb cost stride_2 --verify
@@ -285,7 +289,7 @@ def _verified(
     if not found.ok:
         raise SystemExit(1)
 
-# %% ../nbs/11_cli.ipynb #591ee488
+# %% ../nbs/11_cli.ipynb #4d02b449
 @cli.command("field")
 @click.argument("model")
 @click.option("--input-shape", type=_Sizes(), help="Where the model leaves sizes open, such as 224,224,3.")
@@ -294,8 +298,8 @@ def _verified(
 def field_command(model, input_shape, verify, as_json):
     """Receptive field of each layer of MODEL, in pixels of the image.
 
-    MODEL is a name from 'fashion_nb models', a .keras file, or
-    keras.applications.NAME.
+    MODEL is a name from 'fashion_nb models', a description in words, a
+    .keras file, or keras.applications.NAME.
 
     \b
     Examples:
@@ -317,13 +321,13 @@ def field_command(model, input_shape, verify, as_json):
         frame[column] = [" x ".join(map(str, pair)) for pair in frame[column]]
     click.echo(frame.to_string(formatters={"share": "{:.1%}".format}, index_names=False))
 
-# %% ../nbs/11_cli.ipynb #d01e50b1
+# %% ../nbs/11_cli.ipynb #55a48e7e
 def _options(
     function,  # a command's function
 ):  # the same, with one option for each field of `TrainConfig`
     "The settings of a run as options; one that is not given keeps `TrainConfig`'s default."
     options = (
-        ("--model", str, "A name from 'fashion_nb models'."),
+        ("--model", str, "A name from 'fashion_nb models', or words such as 'conv16/2 res16 gap'."),
         ("--epochs", int, "Passes over the training images."),
         ("--batch-size", int, "Images a step."),
         ("--optimizer", str, "sgd, rmsprop, adam, adamw, nadam, lion or muon."),
@@ -333,6 +337,7 @@ def _options(
         ("--weight-decay", float, "Of kernels, in units of the learning rate."),
         ("--label-smoothing", float, "Share of the label spread over all classes."),
         ("--augmentation", str, "Such as shift=2+flip+erase, or first_set."),
+        ("--teacher", str, "Soft labels and their share in the target, such as wide=0.5."),
         ("--average", float, "Momentum of the moving average of weights."),
         ("--precision", str, "float32 or mixed_bfloat16."),
         ("--validation-size", int, "Images held out from training."),
@@ -362,7 +367,7 @@ def _config(
             raise TrainError(f"{path} holds {type(base).__name__}: expected a JSON object, such as a run's config.json")
     return TrainConfig.from_json(json.dumps(base | given))
 
-# %% ../nbs/11_cli.ipynb #ab24303d
+# %% ../nbs/11_cli.ipynb #1db2a481
 def _to_resume(
     folder: Path | None,  # of a run; None looks below runs/
     given: list[str],  # settings that were typed too
@@ -395,6 +400,7 @@ def train_command(folder, resume, **settings):
     Examples:
       fashion_nb train --epochs 3
       fashion_nb train --model stride_1 --seed 1 --folder runs/first
+      fashion_nb train --model 'conv16/2 res16 gap' --epochs 3
       fashion_nb train --augmentation shift=2+flip+erase --precision mixed_bfloat16
       fashion_nb train --resume
     """
@@ -541,7 +547,7 @@ def _picture(
     plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/11_cli.ipynb #a7fa7aeb
+# %% ../nbs/11_cli.ipynb #a8e3f642
 def _facts(
     run,  # a finished `Run`
     data,  # the data set
@@ -549,7 +555,7 @@ def _facts(
     "Where the figures of a report come from."
     record = run.record
     chosen = {name: value for name, value in vars(run.config).items() if value != getattr(type(run.config), name)}
-    settings = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+    settings = " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in chosen.items())
     return {
         "to repeat": f"fashion_nb report {settings}".rstrip(),
         "run": str(run.folder),
@@ -601,15 +607,16 @@ def _page(
         **counted,
     )
 
-# %% ../nbs/11_cli.ipynb #53cdf9c8
+# %% ../nbs/11_cli.ipynb #a78553d2
 def _writable(
-    folder: Path,  # where a report is to go
+    folder: Path,  # where a report, or a record, is to go
+    option: str = "--output",  # that names it
 ) -> Path:  # the folder, made if need be
     "Refuse a folder that cannot be written before minutes are spent; `ReportError` says why."
     try:
         write_atomically(folder / ".trial", "").unlink()
     except OSError as error:
-        raise ReportError(f"{folder} cannot be written ({error.strerror}): name another folder with --output") from None
+        raise ReportError(f"{folder} cannot be written ({error.strerror}): name another folder with {option}") from None
     return folder
 
 # %% ../nbs/11_cli.ipynb #7e0d1263
@@ -726,3 +733,200 @@ def main(
 ) -> None:  # never returns: it ends the process
     "The entry point of the `fashion_nb` command."
     sys.exit(run(cli, arguments))
+
+# %% ../nbs/11_cli.ipynb #69ce7fce
+def _aligned(
+    columns: dict,  # title: values; the first column, names, is set left
+) -> str:
+    "Columns side by side."
+    import pandas as pd
+
+    (title, names), *others = columns.items()
+    width = max(map(len, (title, *names)))
+    return pd.DataFrame({title.ljust(width): [name.ljust(width) for name in names], **dict(others)}).to_string(index=False)
+
+
+def _count(
+    value,  # a number, or what pandas has where there is none
+) -> str:
+    "A whole number with commas, or a dash."
+    import pandas as pd
+
+    return "-" if pd.isna(value) else f"{value:,.0f}"
+
+
+def _board(
+    table,  # from `leaderboard`
+) -> str:
+    "The leaderboard as text."
+    return _aligned(
+        {
+            "row": table["row"],
+            "MACs": table["macs"].map(_count),
+            "parameters": table["parameters"].map(_count),
+            "seeds": table["seeds"],
+            "mean ± std, %": [f"{mean:.2f} ± " + (f"{std:.2f}" if std == std else "   -") for mean, std in 100 * table[["mean", "std"]].to_numpy()],
+            "95 % interval": [f"{low:.2f} to {high:.2f}" for low, high in 100 * table[["low", "high"]].to_numpy()],
+            "epochs": table["epochs"],
+            "device": table["device"],
+        }
+    )
+
+# %% ../nbs/11_cli.ipynb #db2f1008
+def _published(
+    table,  # from `published_points`
+) -> str:
+    "The published figures as text, the highest first."
+    table = table.sort_values("accuracy", ascending=False, kind="stable")
+    return _aligned(
+        {
+            "published": table["name"],
+            "accuracy": table["accuracy"].map("{:.2%}".format),
+            "MACs": table["macs"].map(_count),
+            "parameters": table["parameters"].map(_count),
+            "mark": table["mark"].replace("", "-"),
+            "source": table["source"],
+        }
+    )
+
+# %% ../nbs/11_cli.ipynb #a2028bb8
+def _results(
+    exists: bool,  # must the folder be there?
+):  # an option
+    "Where the store is."
+    kind = click.Path(exists=exists, file_okay=False, path_type=Path)
+    return click.option("--results", type=kind, help="Folder of the stored results.  [default: the package's own]")
+
+
+@cli.command("leaderboard")
+@click.argument("group", required=False)
+@click.option("--published", is_flag=True, help="What others published, too, marked where it was measured otherwise.")
+@_results(exists=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def leaderboard_command(group, published, results, as_json):
+    """Test accuracy and cost of all stored runs, or of those of one GROUP; the most accurate row first.
+
+    A row is a network and a recipe; mean and standard deviation, in %, are over its seeds. The interval is what the
+    10,000 test images leave open.
+
+    \b
+    Examples:
+      fashion_nb leaderboard
+      fashion_nb leaderboard optimizer
+      fashion_nb leaderboard --published --json
+    """
+    from fashion_nb.store import leaderboard, load_records, published_points, store_folder
+
+    if load_records(group, results):  # what is unknown or damaged is refused before Keras is started
+        _start_keras()
+    table, points = leaderboard(group, results), published_points()
+    if as_json:
+        tables = {"rows": table} | ({"published": points} if published else {})
+        return click.echo(json.dumps({name: json.loads(each.to_json(orient="records", double_precision=15)) for name, each in tables.items()}, indent=1))
+    click.echo(_board(table) if len(table) else f"no stored results in {store_folder(results)}")
+    if published:
+        click.echo(f"\n{_published(points)}")
+
+# %% ../nbs/11_cli.ipynb #b0886d9c
+@cli.group("experiments")
+def experiments_group():
+    """Grids of runs that answer one question each.
+
+    \b
+    Examples:
+      fashion_nb experiments list
+      fashion_nb experiments run optimizer
+    """
+
+
+@experiments_group.command("list")
+@_results(exists=False)
+def experiments_list(results):
+    """The grids: how many of their runs are stored, and what they ask.
+
+    \b
+    Example:
+      fashion_nb experiments list
+    """
+    from fashion_nb.experiments import GRIDS, grid_configs
+    from fashion_nb.store import load_records
+
+    stored = {record.config.identity for record in load_records(folder=results)}
+    width = max(map(len, GRIDS))
+    for name, grid in GRIDS.items():
+        configs = grid_configs(name).values()
+        done = sum(config.identity in stored for config in configs)
+        click.echo(f"{name:<{width}}  {done:>3} of {len(configs):>3} stored  {grid.question}")
+
+# %% ../nbs/11_cli.ipynb #dc9b09e9
+def _outcome(
+    name: str,  # of a run
+    outcome,  # its `Record`, or what went wrong
+    how: str = "new",  # how it came to be stored
+) -> str:
+    "A line on a run of a grid."
+    if isinstance(outcome, FashionNbError):
+        return f"{name}  failed: {outcome}"
+    under = f" as {outcome.name}" if outcome.name != name else ""
+    return f"{name}  {how}{under}, {outcome.details['metrics']['hit_rate']:.2%} on test"
+
+
+@experiments_group.command("run")
+@click.argument("grid")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes on this machine that train at the same time.")
+@click.option("--dask", metavar="ADDRESS", help="A Dask scheduler, whose workers train.")
+@_results(exists=False)
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of the trainings.")
+def experiments_run(grid, jobs, dask, results, runs):
+    """Train and store what is missing of a GRID, or go on with it; see 'experiments list'.
+
+    Status 1: a run failed; the others are stored all the same.
+
+    \b
+    Examples:
+      fashion_nb experiments run optimizer
+      fashion_nb experiments run filters --jobs 2 --results mine
+    """
+    from fashion_nb.experiments import grid_configs, run_grid
+    from fashion_nb.store import find_records_of, store_folder
+
+    configs = grid_configs(grid)
+    known = find_records_of(configs.values(), results)
+    missing = {name: config for name, config in configs.items() if config.identity not in known}
+    for name, config in configs.items():
+        if name not in missing:
+            click.echo(_outcome(name, known[config.identity], "stored before"))
+    if missing:
+        _writable(store_folder(results), "--results")
+        _start_keras()
+    at_once = [missing] if missing and (jobs > 1 or dask) else [{name: config} for name, config in missing.items()]
+    failed = 0
+    for part in at_once:
+        for name, outcome in run_grid(part, results, runs, jobs, dask).items():
+            click.echo(_outcome(name, outcome))
+            failed += isinstance(outcome, FashionNbError)
+    if failed:
+        raise SystemExit(1)
+
+# %% ../nbs/11_cli.ipynb #a229a834
+@cli.command("reproduce")
+@click.argument("row")
+@_results(exists=True)
+@click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of the new training.")
+def reproduce_command(row, results, runs):
+    """Train a stored ROW again, and compare its answers; status 1 if they differ by more than chance.
+
+    ROW is a name from 'fashion_nb leaderboard', then its first seed is trained; or one run of it, such as ROW-seed1.
+
+    \b
+    Example:
+      fashion_nb reproduce published_nets/stride_2
+    """
+    from fashion_nb.store import load_records, reproduce
+
+    if any(row in (record.name, record.row) for record in load_records(folder=results)):
+        _start_keras()  # an unknown name is refused without it
+    found = reproduce(row, results, runs, progress=sys.stderr.isatty())
+    click.echo(found.to_text())
+    if not found.agrees:
+        raise SystemExit(1)

@@ -5,26 +5,31 @@
 # %% auto #0
 __all__ = ['soft_folder', 'make_soft_labels', 'load_soft_labels', 'beliefs']
 
-# %% ../nbs/07_distil.ipynb #4ea51377
+# %% ../nbs/07_distil.ipynb #e31e7f21
 import io
 import json
-import zipfile
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from .augment import augmented, draw_augmentation
+from .augment import augmented, draw_augmentation, parse_augmentation
 from .data import FashionMNIST, load_fashion_mnist, write_atomically
 from .runs import Run
 from .settings import TrainError, parse_teacher
 
-# %% ../nbs/07_distil.ipynb #605e41a9
+# %% ../nbs/07_distil.ipynb #48d29c58
 def soft_folder(
     folder: Path | str | None = None,  # None is the package's own
 ) -> Path:
     "Where soft labels lie."
     return Path(str(resources.files("fashion_nb"))) / "results" / "teachers" if folder is None else Path(folder).expanduser()
+
+
+def _unblended(text: str) -> str:
+    "An augmentation without what blends two images: a teacher is asked about one."
+    kept = [f"{name}={value:g}" for name, value in parse_augmentation(text) if name not in ("mixup", "cutmix")]
+    return "+".join(kept) or "none"
 
 
 def make_soft_labels(
@@ -39,12 +44,14 @@ def make_soft_labels(
     import keras
 
     parse_teacher(f"{name}=1")
+    if not runs or views < 1:
+        raise TrainError(f"found {len(runs)} teachers and {views} views: expected at least one of each")
     images = (load_fashion_mnist() if data is None else data).train.images
     index, total = np.arange(len(images), dtype=np.int32), np.zeros((len(images), 10))
     for run in runs:
-        model, random = run.model(), np.random.default_rng(seed)
+        model, random, looks = run.model(), np.random.default_rng(seed), _unblended(run.config.augmentation)
         for _ in range(views):
-            choices = draw_augmentation(run.config.augmentation, index, random)
+            choices = draw_augmentation(looks, index, random)
             for start in range(0, len(images), 1_000):
                 part = slice(start, start + 1_000)
                 view = augmented(images, index[part], {key: value[part] for key, value in choices.items()})
@@ -52,10 +59,11 @@ def make_soft_labels(
     packed = io.BytesIO()
     np.savez_compressed(packed, probabilities=(total / (views * len(runs))).astype(np.float16))
     about = {"teachers": [json.loads(run.config.to_json()) for run in runs], "views": views, "seed": seed}
-    write_atomically(soft_folder(folder) / f"{name}.json", json.dumps(about, indent=1) + "\n")
-    return write_atomically(soft_folder(folder) / f"{name}.npz", packed.getvalue())
+    path = write_atomically(soft_folder(folder) / f"{name}.npz", packed.getvalue())
+    write_atomically(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    return path
 
-# %% ../nbs/07_distil.ipynb #b180a2c9
+# %% ../nbs/07_distil.ipynb #e6764319
 def load_soft_labels(
     name: str,  # of the file
     images: int,  # how many there must be
@@ -64,13 +72,15 @@ def load_soft_labels(
     "A teacher's answers to the training images; missing or damaged ones raise `TrainError`."
     path = soft_folder(folder) / f"{name}.npz"
     try:
-        with np.load(path) as arrays:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
             found = arrays["probabilities"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the system, zipfile, zlib and NumPy each have their own
         known = ", ".join(sorted(each.stem for each in path.parent.glob("*.npz"))) or "none yet"
         raise TrainError(f"the soft labels {name!r} cannot be read ({error}): expected one of {known}, or make them with make_soft_labels") from None
     if found.shape != (images, 10):
-        raise TrainError(f"the soft labels {name!r} are for {len(found):,} images, not for {images:,}: make them again from this data")
+        raise TrainError(f"the soft labels {name!r} have the shape {found.shape}: expected ten for each of {images:,} images; make them again from this data")
+    if not (found.min() >= 0 and np.allclose(found.sum(axis=1), 1, atol=0.02)):
+        raise TrainError(f"the soft labels {name!r} are no probabilities: expected rows that sum to one; make them again")
     return found / found.sum(axis=1, keepdims=True)
 
 # %% ../nbs/07_distil.ipynb #31995a37

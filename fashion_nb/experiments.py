@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRIDS', 'ExperimentError', 'Grid', 'grid_configs', 'run_grid', 'grid_table', 'plot_grid']
 
-# %% ../nbs/09_experiments.ipynb #b10c82e4
+# %% ../nbs/09_experiments.ipynb #1c9b9e25
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .data import FashionMNIST, FashionNbError
 from .many import train_many
 from .runs import Run
 from .settings import TrainConfig
-from .store import Record, find_records_of, store_run, summarise
+from .store import Record, check_name, find_records_of, store_run, summarise
 
 # %% ../nbs/09_experiments.ipynb #243a62a5
 class ExperimentError(FashionNbError):
@@ -149,7 +149,7 @@ def _keep(name: str, outcome, folder, data) -> Record | FashionNbError:
     except FashionNbError as error:
         return error
 
-# %% ../nbs/09_experiments.ipynb #1ae527c1
+# %% ../nbs/09_experiments.ipynb #3103dcaf
 def run_grid(
     configs: dict[str, TrainConfig] | str,  # by the name of the record, or a key of `GRIDS`
     folder: Path | str | None = None,  # of the store; None is the package's own
@@ -161,10 +161,12 @@ def run_grid(
 ) -> dict[str, Record | FashionNbError]:  # for each run its record, or what went wrong
     "Train and store what is missing of a grid."
     configs = grid_configs(configs) if isinstance(configs, str) else configs
+    for name, config in configs.items():
+        check_name(name, config.seed)  # before hours are spent
     known = find_records_of(configs.values(), folder)
     outcomes = {name: known[config.identity] for name, config in configs.items() if config.identity in known}
     missing = {name: config for name, config in configs.items() if name not in outcomes}
-    batch = len(missing) if jobs > 1 or dask else 1  # one at a time is stored as it ends
+    batch = 1 if jobs == 1 and dask is None else len(missing)  # one at a time is stored as it ends
     names = list(missing)
     for start in range(0, len(names), batch or 1):
         some = names[start : start + batch]

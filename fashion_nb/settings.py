@@ -185,7 +185,7 @@ def _contradictions(
         problems.append(f"weight_decay is {values['weight_decay']:g} with adam, which has none: expected 0, or adamw")
     return problems
 
-# %% ../nbs/07_settings.ipynb #30fc3180
+# %% ../nbs/07_settings.ipynb #1e8700b5
 @dataclass(frozen=True)
 class TrainConfig:
     "All that can be chosen about a training run; bad values raise `TrainError`, all of them at once."
@@ -230,6 +230,7 @@ class TrainConfig:
     def identity(self) -> str:  # 12 hexadecimal digits
         "A short name of these settings: equal settings, equal name, in whatever order the augmentation is written."
         values = asdict(self) | {"model": " ".join(self.model.split()), "augmentation": parse_augmentation(self.augmentation)}
+        values["teacher"] = parse_teacher(self.teacher)
         if self.teacher == "none":
             del values["teacher"]  # settings without a teacher keep the name that they had before there were any
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

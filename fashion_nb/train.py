@@ -480,18 +480,18 @@ def _start_record(
     record["sessions"].append(session)
     return record | {name: session[name] for name in ("started", "device", "backend", "versions", "git_commit")}
 
-# %% ../nbs/07_train.ipynb #9de7f8b8
+# %% ../nbs/07_train.ipynb #d0694c1c
 def _train_on(
     config: TrainConfig,
     folder: Path,  # of the run
     data: FashionMNIST,
     parts: tuple[np.ndarray, np.ndarray],  # rows to train on, rows held out
+    wishes: np.ndarray,  # what the targets are made from
     write,  # updates the record
     progress: bool,
 ) -> None:
     "Train from the last sound checkpoint, or from the start, to the last epoch."
     labels = data.train.labels
-    wishes = beliefs(labels, config.teacher)
     batches = math.ceil(len(parts[0]) / config.batch_size)
     learner = make_learner(config, data.train.images, batches)
     state, history = latest_checkpoint(folder, lambda found: check_state(learner, found)) or (get_state(learner), [])
@@ -510,7 +510,7 @@ def _train_on(
     prune(folder, history)
     save_model(build_from(config, state), folder / "model.keras")
 
-# %% ../nbs/07_train.ipynb #2cec5de8
+# %% ../nbs/07_train.ipynb #e5cc3706
 def train(
     config: TrainConfig,  # what to train, and how
     folder: Path | str | None = None,  # None: runs/<model>-seed<seed>-<identity of the settings>
@@ -525,7 +525,7 @@ def train(
     if (find_record(folder, config) or {}).get("status") == "finished":
         return load_run(folder)
     data = load_fashion_mnist() if data is None else data
-    parts = _parts(data.train.labels, config)
+    parts, wishes = _parts(data.train.labels, config), beliefs(data.train.labels, config.teacher)
     with placed(config, len(parts[0]), len(parts[1])) as device:
         _make(folder)
         with only_here(folder):
@@ -535,7 +535,7 @@ def train(
             sweep(folder)
             write_whole(folder / "config.json", config.to_json())
             with recorded(folder, _start_record(record, data, parts, device)) as write:
-                _train_on(config, folder, data, parts, write, progress)
+                _train_on(config, folder, data, parts, wishes, write, progress)
     return load_run(folder)
 
 

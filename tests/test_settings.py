@@ -1,5 +1,6 @@
 """The settings of a training run: each changes the result, bad ones are refused, and JSON brings them back."""
 import dataclasses
+import hashlib
 import json
 import math
 
@@ -9,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import made_data
 
+import fashion_nb.distil
 import fashion_nb.settings
+from fashion_nb.augment import parse_augmentation
 from fashion_nb.models import list_models
 from fashion_nb.runs import latest_checkpoint
-from fashion_nb.settings import OPTIMIZERS, SCHEDULES, TrainConfig, TrainError, make_optimizer, schedule_share
+from fashion_nb.settings import OPTIMIZERS, SCHEDULES, TrainConfig, TrainError, make_optimizer, parse_teacher, schedule_share
 from fashion_nb.train import train
 
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
@@ -21,7 +24,7 @@ BASE = TrainConfig(epochs=2, batch_size=50, optimizer="adamw", validation_size=4
 # Each field changes the result
 
 CHANGES = {  # field: a value that leads to other weights; the first is tried in the quick run, the others with --slow
-    "model": ["mnist_classifier_32p_64p"],
+    "model": ["mnist_classifier_32p_64p", "conv8/2 res8 gap", "bare conv8/2 flat dense20"],
     "epochs": [3],
     "batch_size": [40],
     "optimizer": ["sgd", *(name for name in OPTIMIZERS if name not in ("sgd", "adamw"))],
@@ -31,12 +34,24 @@ CHANGES = {  # field: a value that leads to other weights; the first is tried in
     "weight_decay": [0.5],
     "label_smoothing": [0.1],
     "augmentation": ["shift=1", "flip", "first_set", "second_set", "erase", "mixup", "cutmix", "rotation", "zoom", "translate"],
+    "teacher": ["wide=0.5", "wide=1"],
     "average": [0.9],
     "precision": ["mixed_bfloat16"],
     "validation_size": [50, 0],
     "seed": [1],
 }
 ELSEWHERE = {"device", "distribution"}  # they say where to compute, not what
+
+
+@pytest.fixture(scope="module", autouse=True)
+def soft_labels(tmp_path_factory):
+    "Soft labels of a teacher 'wide' for the made data, in the place of the package's; drawn, not learned."
+    folder = tmp_path_factory.mktemp("teachers")
+    rows = np.random.default_rng(0).dirichlet(np.full(10, 0.3), len(made_data().train))
+    np.savez_compressed(folder / "wide.npz", probabilities=rows.astype(np.float16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fashion_nb.distil, "soft_folder", lambda asked=None: folder)
+        yield folder
 
 
 def trained(config, folder):
@@ -49,7 +64,7 @@ def trained(config, folder):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, soft_labels):
     return trained(BASE, tmp_path_factory.mktemp("base") / "run")
 
 
@@ -166,7 +181,7 @@ def test_real_numbers_are_checked(field, value):
 @pytest.mark.parametrize("field", ["model", "optimizer", "schedule", "precision", "device", "distribution"])
 @pytest.mark.parametrize("value", ["resnet_152", "", None, 3, ["stride_2"], "Stride_2", "ADAM", np.array(["a", "b"]), {}])
 def test_words_are_checked(field, value):
-    with pytest.raises(TrainError, match=rf"^{field} is .*: expected one of \w+(, \w+)+$") as error:
+    with pytest.raises(TrainError, match=rf"^{field} is .*: expected one of \w+(, \w+)+(, or a description such as 'conv16/2 res16 gap')?$") as error:
         TrainConfig(**{field: value})
     assert getattr(TrainConfig(), field) in str(error.value)
 
@@ -175,6 +190,31 @@ def test_words_are_checked(field, value):
 def test_augmentation_is_checked(value):
     with pytest.raises(TrainError, match=r"^augmentation is "):
         TrainConfig(augmentation=value)
+
+
+@pytest.mark.parametrize("value", ["x", "", "wide", "wide=", "wide=0", "wide=0.0", "wide=2", "wide=1.01", "wide=-0.5", "Wide=0.5", "=0.5", "none=", "../wide=0.5",
+                                   "wide=nan", "wide=1e-3", "wide=0.5 ", "wide =0.5", "wide=0.5+deep=0.5", "NONE", 3, 0.5, None, ["none"], b"none"])  # fmt: skip
+def test_teachers_are_checked(value):
+    with pytest.raises(TrainError, match=r"^teacher is .*: expected 'none', or a name and a share above 0 and up to 1, such as 'wide=0.5'$"):
+        TrainConfig(teacher=value)
+
+
+@pytest.mark.parametrize("value, expected", [("none", ("", 0)), ("wide=0.5", ("wide", 0.5)), ("wide=1", ("wide", 1)), ("a_9=.25", ("a_9", 0.25)), ("none=1", ("none", 1))])
+def test_teachers_that_can_be_asked(value, expected):
+    assert parse_teacher(TrainConfig(teacher=value).teacher) == expected
+
+
+@pytest.mark.parametrize("value, said", [("conv16", "exactly one gap or flat"), ("conv16 gap flat", "exactly one"), ("gap conv16", "a convolution"), ("conv16 gap conv8", "wrong side"),
+                                         ("conv16x2 gap", "inverted residual"), ("conv16/9 gap", "is no block"), ("stride_2 gap", "is no block")])  # fmt: skip
+def test_descriptions_of_models_are_checked(value, said):
+    with pytest.raises(TrainError, match=rf"^model is '{value}': .*{said}"):
+        TrainConfig(model=value)
+
+
+def test_a_described_model_is_named_by_its_words():
+    one = TrainConfig(model="conv16/2 res16 gap")
+    assert TrainConfig.from_json(one.to_json()) == one and one.identity != TrainConfig().identity
+    assert TrainConfig(model=" conv16/2   res16 gap ").identity == one.identity != TrainConfig(model="conv16/2 res16 flat").identity
 
 
 @pytest.mark.parametrize(
@@ -224,7 +264,7 @@ def test_it_cannot_be_changed():
 def configs(draw):
     epochs, optimizer = draw(st.integers(1, 10_000)), draw(st.sampled_from(list(OPTIMIZERS)))
     return TrainConfig(
-        model=draw(st.sampled_from(list_models())),
+        model=draw(st.sampled_from([*list_models(), "conv16/2 res16 gap", "silu 2*inv8x2k5/2 se flat dense20 drop0.1"])),
         epochs=epochs,
         batch_size=draw(st.integers(1, 60_000)),
         optimizer=optimizer,
@@ -234,6 +274,7 @@ def configs(draw):
         weight_decay=0 if optimizer == "adam" else draw(st.floats(0, 10)),
         label_smoothing=draw(st.floats(0, 0.9)),
         augmentation=draw(st.sampled_from(["none", "flip", "shift=2+flip+erase=0.5", "second_set", "mixup+cutmix"])),
+        teacher=draw(st.sampled_from(["none", "wide=0.5", "wide=1", "deep_2=.1"])),
         average=draw(st.floats(0, 0.99999)),
         precision=draw(st.sampled_from(["float32", "mixed_bfloat16"])),
         validation_size=draw(st.one_of(st.just(0), st.integers(10, 59_990))),
@@ -287,6 +328,85 @@ def test_each_field_changes_the_identity():
     found = [another(field, values[0]) for field, values in CHANGES.items() if values[0] != getattr(TrainConfig(), field)]
     found += [TrainConfig(device="cpu").identity, TrainConfig(distribution="data_parallel").identity, TrainConfig().identity]
     assert len(set(found)) == len(found) == len(FIELDS) + 1
+
+
+@pytest.mark.parametrize("values", [{}, {"model": "stride_1", "seed": 3}, {"augmentation": "flip+shift=2", "epochs": 9}])
+def test_without_a_teacher_the_identity_is_the_one_of_old(values):
+    config = TrainConfig(**values)
+    kept = dataclasses.asdict(config) | {"augmentation": parse_augmentation(config.augmentation)}
+    assert kept.pop("teacher") == "none"  # a field that came later: runs of before keep their names
+    assert config.identity == hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    taught = dataclasses.replace(config, teacher="wide=0.5")
+    assert len({config.identity, taught.identity, dataclasses.replace(taught, teacher="wide=0.4").identity, dataclasses.replace(taught, teacher="deep=0.5").identity}) == 4
+
+
+def test_the_default_identity_is_written_down():
+    assert TrainConfig().identity == "509b5642a101"
+
+
+# Soft labels
+
+
+def test_missing_soft_labels_are_named_and_the_folder_can_be_used_again(soft_labels, tmp_path):
+    config = dataclasses.replace(BASE, epochs=1, teacher="nobody=0.5")
+    with pytest.raises(TrainError, match="the soft labels 'nobody' cannot be read .*: expected one of wide, or make them with make_soft_labels") as error:
+        train(config, tmp_path / "run", made_data(), progress=False)
+    assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.npz")) and not list(tmp_path.rglob("*.keras"))
+    (soft_labels / "nobody.npz").write_bytes((soft_labels / "wide.npz").read_bytes())
+    try:
+        assert trained(config, tmp_path / "run")[1].status == "finished"
+    finally:
+        (soft_labels / "nobody.npz").unlink()
+
+
+def write_soft(path, array):
+    with path.open("wb") as file:
+        np.savez_compressed(file, probabilities=array)
+
+
+def flip_bytes(path):
+    content = bytearray(path.read_bytes())
+    content[200:240] = bytes(byte ^ 255 for byte in content[200:240])
+    path.write_bytes(content)
+
+
+DAMAGED = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "turned": flip_bytes,
+    "text": lambda path: path.write_text("0.1 0.9"),
+    "array": lambda path: np.save(path.open("wb"), np.full((240, 10), 0.1)),
+    "key": lambda path: np.savez(path.open("wb"), answers=np.full((240, 10), 0.1)),
+    "few": lambda path: write_soft(path, np.full((239, 10), 0.1, np.float16)),
+    "nine": lambda path: write_soft(path, np.full((240, 9), 0.1, np.float16)),
+    "number": lambda path: write_soft(path, np.array(0.1)),
+    "words": lambda path: write_soft(path, np.full((240, 10), "a")),
+    "nan": lambda path: write_soft(path, np.full((240, 10), np.nan, np.float16)),
+    "zeros": lambda path: write_soft(path, np.zeros((240, 10), np.float16)),
+    "negative": lambda path: write_soft(path, np.tile(np.array([-1, 2] + [0] * 8, np.float16), (240, 1))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_soft_labels_that_cannot_be_used(damage, soft_labels, tmp_path, recwarn):
+    path = tmp_path / "wide.npz"
+    path.write_bytes((soft_labels / "wide.npz").read_bytes())
+    assert fashion_nb.distil.load_soft_labels("wide", 240).shape == (240, 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fashion_nb.distil, "soft_folder", lambda asked=None: tmp_path)
+        DAMAGED[damage](path)
+        with pytest.raises(TrainError, match="^the soft labels 'wide' ") as error:
+            fashion_nb.distil.load_soft_labels("wide", 240)
+    assert "\n" not in str(error.value) and not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+
+
+def test_the_share_of_the_teacher(soft_labels):
+    labels = made_data().train.labels
+    assert fashion_nb.distil.beliefs(labels, "none") is labels
+    one_hot, soft = np.eye(10)[labels], fashion_nb.distil.load_soft_labels("wide", 240)
+    np.testing.assert_allclose(fashion_nb.distil.beliefs(labels, "wide=1"), soft, atol=1e-6)
+    np.testing.assert_allclose(fashion_nb.distil.beliefs(labels, "wide=0.25"), 0.75 * one_hot + 0.25 * soft, atol=1e-6)
+    np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-5)
 
 
 def test_numpy_numbers_become_pythons():

@@ -1,0 +1,431 @@
+"""Grids of runs: what is stored is not trained, what was cut off goes on, what fails stops nobody; and the verbs for it."""
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import made_data
+
+import fashion_nb.evaluate
+import fashion_nb.experiments
+import fashion_nb.many
+import fashion_nb.store
+import fashion_nb.train
+from fashion_nb.cli import cli, run
+from fashion_nb.data import FashionNbError
+from fashion_nb.experiments import GRIDS, ExperimentError, Grid, grid_configs, grid_table, plot_grid, run_grid
+from fashion_nb.models import build_model
+from fashion_nb.runs import list_runs
+from fashion_nb.settings import TrainConfig, TrainError
+from fashion_nb.store import Record, StoreError, load_records, run_experiment
+
+TINY = {"model": "conv8/4 conv8/2 flat", "epochs": 2, "batch_size": 50, "validation_size": 40}
+GRID = Grid("Does the rate matter?", {"slow": {"learning_rate": 0.001}, "fast": {"learning_rate": 0.01}}, TINY, seeds=2)
+NAMES = ["tried/slow-seed0", "tried/fast-seed0", "tried/slow-seed1", "tried/fast-seed1"]
+
+
+@pytest.fixture(autouse=True)
+def grid(monkeypatch):
+    monkeypatch.setitem(GRIDS, "tried", GRID)
+
+
+def done(folder, configs="tried", **options):
+    return run_grid(configs, folder / "store", folder / "runs", data=made_data(), progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "The grid in one go, and what it gave."
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, done(folder, GRID.configs("tried"))
+
+
+def without(whole, folder, *names, runs=True):
+    "A copy of the whole grid without some of its records, and without their runs."
+    for part in ("store", "runs"):
+        shutil.copytree(whole[0] / part, folder / part)
+    for name in names:
+        for ending in ("json", "npz"):
+            (folder / "store" / f"{name}.{ending}").unlink()
+        if runs:
+            (place,) = (folder / "runs").glob(f"*{GRID.configs('tried')[name].identity}")
+            shutil.rmtree(place)
+    return folder
+
+
+def stored(folder):
+    return sorted(record.name for record in load_records(folder=folder / "store"))
+
+
+def assert_same_records(one, other, exactly=True):
+    "Two stores hold the same runs with the same answers and logs; only times may differ."
+    assert stored(one) == stored(other)
+    for a, b in zip(load_records(folder=one / "store"), load_records(folder=other / "store")):
+        logs = [each.history.drop(columns="seconds").to_numpy() for each in (a, b)]
+        tolerance = 0 if exactly else 1e-3  # another number of threads sums in another order
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=tolerance, rtol=0)
+        np.testing.assert_allclose(*logs, atol=tolerance, rtol=0)
+        assert a.config == b.config and a.details["metrics"]["right"] == b.details["metrics"]["right"] and a.details["data"] == b.details["data"]
+
+
+class Trainings:
+    "Count trainings, and let one of them go wrong."
+
+    def __init__(self, monkeypatch, at=None, error=None):
+        self.count, real = 0, fashion_nb.many.train
+
+        def counted(*arguments, **options):
+            self.count += 1
+            if at in (self.count, "all"):
+                raise error
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(fashion_nb.many, "train", counted)
+
+
+# The grids of the book
+
+
+@pytest.mark.parametrize("group", [name for name in GRIDS])
+def test_a_grid_is_sound(group):
+    grid, configs = GRIDS[group], grid_configs(group)
+    assert grid.question.endswith("?") and grid.seeds >= 3 and len(configs) == grid.seeds * len(grid.rows)
+    assert len({config.identity for config in configs.values()}) == len(configs)
+    for name, config in configs.items():
+        found = fashion_nb.store._NAME.fullmatch(name)
+        assert found["row"].startswith(f"{group}/") and int(found["seed"]) == config.seed
+        assert TrainConfig.from_json(config.to_json()) == config
+        assert all(getattr(config, key) == value for key, value in grid.rows[found["row"].partition("/")[2]].items())
+
+
+def test_each_network_of_the_grids_can_be_built():
+    for model in {config.model for group in GRIDS for config in grid_configs(group).values()}:
+        assert tuple(build_model(model).output_shape) == (None, 10), model
+
+
+def test_an_unknown_grid():
+    with pytest.raises(ExperimentError, match="there is no grid 'none': expected one of published_recipe, "):
+        grid_configs("none")
+    with pytest.raises(ExperimentError):
+        run_grid("none")
+
+
+# Running one
+
+
+def test_a_grid_is_trained_and_stored(whole):
+    folder, found = whole
+    assert list(found) == NAMES and all(isinstance(record, Record) for record in found.values())
+    assert stored(folder) == sorted(NAMES) and [record.name for record in found.values()] == NAMES
+    assert {record.config.learning_rate for record in found.values()} == {0.001, 0.01}
+    assert sorted(path.name for path in (folder / "runs").iterdir() if path.is_dir()) == sorted(run.folder.name for run in list_runs(folder / "runs"))
+
+
+def test_the_second_time_nothing_is_trained(whole, monkeypatch):
+    folder, found = whole
+    monkeypatch.setattr(fashion_nb.experiments, "train_many", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr(fashion_nb.experiments, "store_run", lambda *_, **__: pytest.fail("it was stored"))
+    again = done(folder)
+    assert {name: record.details for name, record in again.items()} == {name: record.details for name, record in found.items()}
+
+
+def test_a_grid_that_was_cut_off_between_runs_goes_on(whole, tmp_path, monkeypatch):
+    without(whole, tmp_path, *NAMES[2:])
+    with monkeypatch.context() as patch:
+        Trainings(patch, at=2, error=KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            done(tmp_path)
+    assert stored(tmp_path) == sorted(NAMES[:3])
+    trainings = Trainings(monkeypatch)
+    assert list(done(tmp_path)) == NAMES and trainings.count == 1
+    assert_same_records(tmp_path, whole[0])
+
+
+def test_a_run_that_was_cut_off_goes_on(whole, tmp_path, monkeypatch):
+    def stop(watcher, history):
+        raise KeyboardInterrupt
+
+    without(whole, tmp_path, NAMES[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(fashion_nb.train.Watcher, "epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            done(tmp_path)
+    assert len(stored(tmp_path)) == 3 and sorted(run.status for run in list_runs(tmp_path / "runs")) == ["finished"] * 3 + ["interrupted"]
+    found = done(tmp_path)
+    assert [record.details["sessions"] for record in found.values()] == [1, 2, 1, 1]
+    assert_same_records(tmp_path, whole[0])
+
+
+ERRORS = [TrainError("the loss is nan"), pytest.param(RuntimeError("out of memory\nand more"), marks=pytest.mark.slow), ValueError("")]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_run_that_fails_does_not_stop_the_others(error, whole, tmp_path, monkeypatch):
+    without(whole, tmp_path, *NAMES[1:3])
+    with monkeypatch.context() as patch:
+        Trainings(patch, at=1, error=error)
+        found = done(tmp_path)
+    assert list(found) == NAMES and isinstance(found[NAMES[1]], FashionNbError) and "\n" not in str(found[NAMES[1]])
+    assert str(error).split("\n")[0] in str(found[NAMES[1]])
+    assert stored(tmp_path) == sorted(set(NAMES) - {NAMES[1]})
+    assert isinstance(done(tmp_path)[NAMES[1]], Record)
+    assert_same_records(tmp_path, whole[0])
+
+
+def test_settings_that_cannot_be_trained_here(tmp_path):
+    configs = {"tried/taught-seed0": TrainConfig(**TINY, teacher="nobody=0.5"), "tried/plain-seed0": TrainConfig(**TINY), "tried/large-seed0": TrainConfig(**TINY | {"validation_size": 59_000})}
+    found = done(tmp_path, configs)
+    assert isinstance(found["tried/taught-seed0"], TrainError) and isinstance(found["tried/large-seed0"], FashionNbError)
+    assert stored(tmp_path) == ["tried/plain-seed0"]
+
+
+def test_all_fail(tmp_path, monkeypatch):
+    Trainings(monkeypatch, at="all", error=TrainError("no"))
+    assert [str(outcome) for outcome in done(tmp_path).values()] == ["no"] * 4 and stored(tmp_path) == []
+
+
+def test_what_could_not_be_stored_is_stored_later_without_training(whole, tmp_path, monkeypatch):
+    write = fashion_nb.store.write_atomically
+
+    def full(path, content):
+        if "fast-seed0" in Path(path).name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    without(whole, tmp_path, NAMES[1], runs=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(fashion_nb.store, "write_atomically", full)
+        found = done(tmp_path)
+    assert isinstance(found[NAMES[1]], StoreError) and "No space left" in str(found[NAMES[1]]) and len(stored(tmp_path)) == 3
+    monkeypatch.setattr(fashion_nb.train, "make_learner", lambda *_: pytest.fail("it was trained"))
+    assert isinstance(done(tmp_path)[NAMES[1]], Record)
+    assert_same_records(tmp_path, whole[0])
+
+
+@pytest.mark.parametrize("name", ["fast", "tried/Fast-seed0", "tried/fast-seed1"])
+def test_names_are_checked_before_anything_is_trained(name, tmp_path, monkeypatch):
+    trainings = Trainings(monkeypatch)
+    with pytest.raises(StoreError, match="cannot name"):
+        done(tmp_path, {"tried/good-seed0": TrainConfig(**TINY), name: TrainConfig(**TINY, learning_rate=0.02)})
+    assert trainings.count == 0 and not (tmp_path / "store").exists()
+
+
+def test_a_run_under_another_name_is_found(whole, monkeypatch):
+    monkeypatch.setattr(fashion_nb.experiments, "train_many", lambda *_, **__: pytest.fail("it was trained"))
+    found = done(whole[0], {"mine/again-seed0": GRID.configs("tried")[NAMES[0]]})
+    assert found["mine/again-seed0"].name == NAMES[0]
+
+
+def test_an_empty_grid(tmp_path):
+    assert done(tmp_path, {}) == {} and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5, "2", True])
+def test_jobs_are_checked(jobs, tmp_path):
+    with pytest.raises(FashionNbError, match="jobs is .*: expected a whole number from 1"):
+        done(tmp_path, jobs=jobs)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_records(whole, tmp_path):
+    found = done(tmp_path, jobs=2)
+    assert list(found) == NAMES and all(isinstance(record, Record) for record in found.values())
+    assert_same_records(tmp_path, whole[0], exactly=False)
+
+
+# Its table and its picture
+
+
+def test_the_table_of_a_grid(whole, tmp_path):
+    table = grid_table("tried", whole[0] / "store", made_data())
+    assert table.row.tolist() == ["slow", "fast"] and table.seeds.tolist() == [2, 2]
+    assert table["mean"].tolist() == pytest.approx([np.mean([whole[1][name].details["metrics"]["hit_rate"] for name in NAMES if row in name]) for row in ("slow", "fast")])
+    assert len(grid_table("tried", tmp_path, made_data())) == 0
+    with pytest.raises(ExperimentError):
+        grid_table("none", tmp_path, made_data())
+
+
+def test_the_picture_of_a_grid(whole):
+    import matplotlib.pyplot as plt
+
+    table = grid_table("tried", whole[0] / "store", made_data())
+    ax = plot_grid(table, published={"fast": 0.5})
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["slow", "fast"] and ax.get_xlabel() == "test accuracy"
+    points = [tuple(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o"]
+    assert points == table.rates.tolist()
+    own = plt.figure().add_subplot()
+    assert plot_grid(table, own) is own
+    plt.close("all")
+
+
+# At the prompt
+
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    "The command on the made data: its status, what it printed, and what it said on standard error."
+    for module in (fashion_nb.store, fashion_nb.train, fashion_nb.evaluate):
+        monkeypatch.setattr(module, "load_fashion_mnist", lambda *_, **__: made_data())
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def typed(*arguments):
+        try:
+            status = run(cli, [str(one) for one in arguments])
+        except SystemExit as end:
+            status = end.code
+        return (status, *capsys.readouterr())
+
+    return typed
+
+
+def test_the_grids_are_listed(whole, shell, tmp_path):
+    status, said, _ = shell("experiments", "list", "--results", whole[0] / "store")
+    lines = said.splitlines()
+    assert status == 0 and len(lines) == len(GRIDS)
+    for line, (name, grid) in zip(lines, GRIDS.items()):
+        assert re.fullmatch(rf"{name} +{4 if name == 'tried' else 0} of +{len(grid_configs(name))} stored  {re.escape(grid.question)}", line)
+    assert f"{0:>3} of   4 stored" in shell("experiments", "list", "--results", tmp_path / "new")[1]
+
+
+def test_a_grid_at_the_prompt(whole, shell, tmp_path):
+    without(whole, tmp_path, *NAMES[2:])
+    asked = ("experiments", "run", "tried", "--results", tmp_path / "store", "--runs", tmp_path / "runs")
+    status, first, _ = shell(*asked)
+    rates = {record.name: record.details["metrics"]["hit_rate"] for record in load_records(folder=tmp_path / "store")}
+    how = ["stored before"] * 2 + ["new"] * 2
+    assert status == 0 and first.splitlines() == [f"{name}  {word}, {rates[name]:.2%} on test" for name, word in zip(NAMES, how)]
+    assert shell(*asked)[:2] == (0, first.replace("new", "stored before"))
+    assert_same_records(tmp_path, whole[0])
+
+
+def test_a_failure_at_the_prompt(whole, shell, tmp_path, monkeypatch):
+    without(whole, tmp_path, *NAMES[2:])
+    Trainings(monkeypatch, at=1, error=TrainError("there is no luck: expected some"))
+    status, said, _ = shell("experiments", "run", "tried", "--results", tmp_path / "store", "--runs", tmp_path / "runs")
+    assert status == 1 and said.splitlines()[2] == f"{NAMES[2]}  failed: there is no luck: expected some"
+    assert said.splitlines()[3].startswith(f"{NAMES[3]}  new, ") and len(stored(tmp_path)) == 3
+
+
+def test_ctrl_c_at_the_prompt_keeps_what_is_done(whole, shell, tmp_path, monkeypatch):
+    without(whole, tmp_path, *NAMES[2:])
+    Trainings(monkeypatch, at=2, error=KeyboardInterrupt())
+    status, said, complaint = shell("experiments", "run", "tried", "--results", tmp_path / "store", "--runs", tmp_path / "runs")
+    assert status == 130 and said.splitlines()[-1].startswith(f"{NAMES[2]}  new") and complaint.splitlines()[-1] == "fashion_nb: interrupted"
+    assert stored(tmp_path) == sorted(NAMES[:3])
+
+
+@pytest.mark.slow
+def test_two_processes_at_the_prompt(whole, shell, tmp_path):
+    without(whole, tmp_path, *NAMES[2:], runs=False)
+    status, said, _ = shell("experiments", "run", "tried", "--jobs", 2, "--results", tmp_path / "store", "--runs", tmp_path / "runs")
+    assert status == 0 and said.count("  new, ") == said.count("  stored before, ") == 2
+
+
+def test_the_leaderboard_at_the_prompt(whole, shell):
+    board = ("leaderboard", "--results", whole[0] / "store")
+    status, said, _ = shell(*board)
+    title, *lines = said.splitlines()
+    assert status == 0 and all(word in title for word in ("row", "MACs", "parameters", "seeds", "mean ± std, %", "95 % interval", "epochs", "device"))
+    table = fashion_nb.store.leaderboard(folder=whole[0] / "store", data=made_data())
+    assert [line.split()[0] for line in lines] == table.row.tolist() and table["mean"].is_monotonic_decreasing
+    for line, row in zip(lines, table.itertuples()):
+        assert f"{row.macs:,}" in line and f"{row.parameters:,}" in line and f"{100 * row.low:.2f} to {100 * row.high:.2f}" in line
+        assert f"{100 * row.mean:.2f} ± {100 * row.std:.2f}" in line and row.device in line
+    assert shell("leaderboard", "tried", *board[1:])[1] == said
+    rows = json.loads(shell(*board, "--json")[1])
+    assert list(rows) == ["rows"] and [row["mean"] for row in rows["rows"]] == pytest.approx(table["mean"].tolist(), abs=1e-14)
+    both = json.loads(shell(*board, "--json", "--published")[1])
+    assert both["rows"] == rows["rows"] and len(both["published"]) == len(fashion_nb.store.PUBLISHED_POINTS)
+    published = shell(*board, "--published")[1]
+    assert published.startswith(said) and all(point.name in published and point.source in published for point in fashion_nb.store.PUBLISHED_POINTS)
+    assert "old data" in published and "second-hand" in published and "4,000,000,000" in published
+
+
+def test_one_seed_has_no_deviation(shell, tmp_path):
+    run_experiment(TrainConfig(**TINY), "tried/one-seed0", tmp_path / "store", tmp_path / "runs", made_data(), progress=False)
+    _, said, _ = shell("leaderboard", "--results", tmp_path / "store")
+    assert "nan" not in said.lower() and re.search(r"± +-", said)
+    assert json.loads(shell("leaderboard", "--json", "--results", tmp_path / "store")[1])["rows"][0]["std"] is None
+
+
+def test_an_empty_store_at_the_prompt(shell, tmp_path):
+    assert shell("leaderboard", "--results", tmp_path)[:2] == (0, f"no stored results in {tmp_path}\n")
+    assert json.loads(shell("leaderboard", "--results", tmp_path, "--json")[1]) == {"rows": []}
+
+
+def test_a_row_is_repeated_at_the_prompt(whole, shell, tmp_path):
+    asked = ("--results", whole[0] / "store", "--runs", tmp_path)
+    status, said, _ = shell("reproduce", "tried/slow", *asked)
+    assert status == 0 and said.startswith("tried/slow-seed0: ") and "the same answer to every image" in said
+    status, said, _ = shell("reproduce", "tried/slow-seed1", *asked)
+    assert status == 0 and said.startswith("tried/slow-seed1: ")
+
+
+def test_a_difference_has_status_1(whole, shell, tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_nb.store.Reproduction, "agrees", False)
+    status, said, _ = shell("reproduce", "tried/slow", "--results", whole[0] / "store", "--runs", tmp_path)
+    assert status == 1 and said.rstrip().endswith("more than chance explains")
+
+
+BAD = [
+    (["leaderboard", "none"], "there are no stored results of 'none': expected one of tried"),
+    (["leaderboard", "tried", "more"], "unexpected extra argument"),
+    (["reproduce", "tried/none"], "there is no stored result 'tried/none': expected one of tried/fast, tried/slow"),
+    (["experiments", "run", "none"], "there is no grid 'none': expected one of published_recipe"),
+    (["experiments", "run", "dense", "--jobs", "0"], "0 is not in the range"),
+    (["experiments", "run", "dense", "--jobs", "two"], "'two' is not a valid integer"),
+    (["experiments", "walk"], "No such command 'walk'"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD)
+def test_bad_input_is_one_line_and_status_2(arguments, message, whole, shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said, complaint = shell(*arguments, *(["--results", whole[0] / "store"] if arguments[-1] != "walk" else []))
+    assert status == 2 and not said and message in complaint and complaint.startswith("fashion_nb: ") and complaint.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stores_that_cannot_be_used(shell, tmp_path):
+    (tmp_path / "file").write_text("")
+    for verb, place in ((("leaderboard",), "none"), (("reproduce", "a/b"), "none"), (("leaderboard",), "file"), (("experiments", "run", "tried"), "file"), (("experiments", "run", "tried"), "file/in")):
+        status, _, complaint = shell(*verb, "--results", tmp_path / place)
+        assert status == 2 and complaint.count("\n") == 1 and complaint.startswith("fashion_nb: "), (verb, place, complaint)
+    (tmp_path / "store/tried").mkdir(parents=True)
+    (tmp_path / "store/tried/slow-seed0.json").write_text("{")
+    for verb in (("leaderboard",), ("reproduce", "tried/slow"), ("experiments", "run", "tried"), ("experiments", "list")):
+        status, _, complaint = shell(*verb, "--results", tmp_path / "store")
+        assert status == 2 and "the stored result tried/slow-seed0 cannot be used" in complaint and complaint.count("\n") == 1
+
+
+def test_help_and_refusals_start_no_back_end(tmp_path):
+    asked = [["leaderboard", "--help"], ["experiments", "--help"], ["experiments", "list", "--help"], ["experiments", "run", "--help"], ["reproduce", "--help"],
+             ["experiments", "list"], ["experiments", "run", "none"], ["reproduce", "none"], ["leaderboard", "none"], ["experiments", "run", "dense", "--results", "/dev/null/x"]]  # fmt: skip
+    code = f"""
+import sys
+from fashion_nb.cli import cli, run
+found = []
+for words in {asked!r}:
+    found.append(run(cli, words))
+heavy = {{"keras", "tensorflow", "jax", "torch", "pandas", "matplotlib"}} & set(sys.modules)
+sys.exit(f"{{heavy}} was imported" if heavy else found != [0] * 6 + [2] * 4)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.count("\n") == 4 and answer.stdout.count("Example") == 5 and list(tmp_path.iterdir()) == []
+
+
+def test_options_of_train_are_explained():
+    from click.testing import CliRunner
+
+    text = " ".join(CliRunner().invoke(cli, ["train", "--help"]).output.split())
+    assert "--teacher TEXT" in text and "wide=0.5" in text and "conv16/2 res16 gap" in text
