@@ -99,7 +99,7 @@ GRIDS["optimizer"] = Grid(
     _QUICK,
 )  # fmt: skip
 
-# %% ../nbs/09_experiments.ipynb #8f71c1d7
+# %% ../nbs/09_experiments.ipynb #d5b27076
 _TWO_M = "conv16k4/2 conv32/2 res32 conv48/2 res48 gap"
 _BASE = {"model": _TWO_M, "batch_size": 256, "epochs": 10, "learning_rate": 0.006, **_RECIPE}
 GRIDS["ablation"] = Grid(
@@ -114,6 +114,10 @@ GRIDS["ablation"] = Grid(
         "muon": {"optimizer": "muon"},
         "teacher": {"teacher": "wide=0.7"},
         "squeeze": {"model": "conv16k4/2 conv32/2 se res32 se conv48/2 res48 se gap"},
+        "flat": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat"},
+        "silu": {"model": f"silu {_TWO_M}"},
+        "only_flip": {"augmentation": "flip"},
+        "only_shift": {"augmentation": "shift=1"},
     },
     _BASE,
 )
