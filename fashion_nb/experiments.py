@@ -134,15 +134,17 @@ GRIDS["blocks"] = Grid(
     _BASE,
 )
 
-# %% ../nbs/09_experiments.ipynb #4049bae0
+# %% ../nbs/09_experiments.ipynb #4140e402
 _TAUGHT = _BASE | {"epochs": 40, "teacher": "wide=0.7"}
 GRIDS["search"] = Grid(
     "What do candidates for the budgets reach on held-out images, taught for forty epochs?",
     {
         "2m_res": {"model": _TWO_M},
-        "1m_flat": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat"},
-        "5m_res": {"model": "conv32k4/2 conv48/2 res48 res48 gap"},
-        "5m_early": {"model": "conv32k4/2 res32 conv48/2 conv64/2 gap"},
+        "2m_shift1": {"model": _TWO_M, "augmentation": "shift=1"},
+        "2m_shift2": {"model": _TWO_M, "augmentation": "shift=2"},
+        "1m_flat": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "augmentation": "shift=1"},
+        "5m_res": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "augmentation": "shift=1"},
+        "5m_early": {"model": "conv32k4/2 res32 conv48/2 conv64/2 gap", "augmentation": "shift=1"},
     },
     _TAUGHT,
     seeds=1,
