@@ -134,7 +134,7 @@ GRIDS["blocks"] = Grid(
     _BASE,
 )
 
-# %% ../nbs/09_experiments.ipynb #4140e402
+# %% ../nbs/09_experiments.ipynb #f1a639f7
 _TAUGHT = _BASE | {"epochs": 40, "teacher": "wide=0.7"}
 GRIDS["search"] = Grid(
     "What do candidates for the budgets reach on held-out images, taught for forty epochs?",
@@ -144,11 +144,15 @@ GRIDS["search"] = Grid(
         "2m_shift2": {"model": _TWO_M, "augmentation": "shift=2"},
         "1m_flat": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "augmentation": "shift=1"},
         "5m_res": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "augmentation": "shift=1"},
+        "31m_again": {
+            "model": "conv32 pool conv64 res64 pool res96 gap", "augmentation": "shift=2+erase=0.25", "teacher": "wide=0.5", "epochs": 24,
+            "learning_rate": 0.004, "weight_decay": 0.05, "warmup_epochs": 1.0, "precision": "mixed_bfloat16",
+        },
         "5m_early": {"model": "conv32k4/2 res32 conv48/2 conv64/2 gap", "augmentation": "shift=1"},
     },
     _TAUGHT,
     seeds=1,
-)
+)  # fmt: skip
 
 # %% ../nbs/09_experiments.ipynb #d0d4a8ea
 def grid_configs(
