@@ -28,7 +28,7 @@ from .runs import Run, data_hashes, read_json
 from .settings import TrainConfig
 from .train import find_record, run_folder, train
 
-# %% ../nbs/09_store.ipynb #ee8883e7
+# %% ../nbs/09_store.ipynb #612cf003
 class StoreError(FashionNbError):
     "A stored result that is missing or damaged, or a place where none can be kept."
 
@@ -44,7 +44,10 @@ def store_folder(
     return Path(str(resources.files("fashion_nb"))) / "results" if folder is None else Path(folder).expanduser()
 
 
-def check_name(name: str, seed: int) -> None:
+def check_name(
+    name: str,  # of a record
+    seed: int,  # of its run
+) -> None:
     "Refuse a record's name that could not be found again, or does not fit the run."
     found = _NAME.fullmatch(name)
     if not found:
@@ -99,7 +102,7 @@ class Record:
     def __repr__(self):
         return f"Record({self.name!r}, {self.details['metrics']['hit_rate']:.4f})"
 
-# %% ../nbs/09_store.ipynb #76b3b7c7
+# %% ../nbs/09_store.ipynb #86c4dd62
 def _read_probabilities(record: Record) -> np.ndarray:
     "The array beside a record."
     path = record.folder / f"{record.name}.npz"
@@ -130,7 +133,7 @@ def _check_details(details: dict) -> None:
     if not isinstance(history, list) or not history or not all(isinstance(row, dict) and "val_accuracy" in row for row in history):
         raise StoreError("its history is not a list of epochs")
 
-
+# %% ../nbs/09_store.ipynb #8f5f1031
 def _read(folder: Path, name: str) -> Record:
     "One record; `StoreError` if it cannot be used."
     try:
@@ -229,7 +232,7 @@ def run_experiment(
     check_name(name, config.seed)
     return store_run(train(config, Path(runs) / run_folder(config, None).name, data, progress), name, folder, data)
 
-# %% ../nbs/09_store.ipynb #866973a4
+# %% ../nbs/09_store.ipynb #1707cfb3
 @functools.cache
 def _costs(model: str) -> tuple[int, int]:
     "Parameters and MACs of a network."
@@ -255,15 +258,16 @@ def _row(
     rates = np.array([(each.argmax(axis=1) == labels).mean() for each in answers])
     low, high = wilson_interval(round(rates.mean() * len(labels)), len(labels))
     parameters, macs = _costs(config.model)
-    held_out = [record.details["history"][-1]["val_accuracy"] for record in records]
+    held_out = tuple(record.details["history"][-1]["val_accuracy"] for record in records)
+    validation = np.nan if None in held_out else np.mean(held_out)
     return {
         "row": name, "model": config.model, "parameters": parameters, "macs": macs, "epochs": config.epochs, "seeds": len(records),
         "mean": rates.mean(), "std": rates.std(ddof=1) if len(records) > 1 else np.nan, "low": low, "high": high,
-        "validation": np.mean(held_out) if all(value is not None for value in held_out) else np.nan,
+        "validation": validation,
         "nll": np.mean([negative_log_likelihood(labels, each) for each in answers]),
         "calibration_error": np.mean([_calibration_error(labels, each) for each in answers]),
         "seconds": np.median([record.details["seconds"] for record in records]),
-        "device": records[0].details["device"], "rates": tuple(rates.tolist()),
+        "device": records[0].details["device"], "rates": tuple(rates.tolist()), "held_out": held_out,
     }  # fmt: skip
 
 # %% ../nbs/09_store.ipynb #89d8daf0
