@@ -18,7 +18,7 @@ from .data import FashionMNIST, load_fashion_mnist, write_atomically
 from .runs import Run
 from .settings import TrainError, parse_teacher
 
-# %% ../nbs/07_distil.ipynb #48d29c58
+# %% ../nbs/07_distil.ipynb #d06b9c89
 def soft_folder(
     folder: Path | str | None = None,  # None is the package's own
 ) -> Path:
@@ -41,8 +41,6 @@ def make_soft_labels(
     seed: int = 0,  # of the views
 ) -> Path:  # NAME.npz; the settings of the teachers lie beside it
     "Ask teachers about every training image, and keep their mean answer."
-    import keras
-
     parse_teacher(f"{name}=1")
     if not runs or views < 1:
         raise TrainError(f"found {len(runs)} teachers and {views} views: expected at least one of each")
@@ -55,7 +53,7 @@ def make_soft_labels(
             for start in range(0, len(images), 1_000):
                 part = slice(start, start + 1_000)
                 view = augmented(images, index[part], {key: value[part] for key, value in choices.items()})
-                total[part] += keras.ops.convert_to_numpy(model(view, training=False))
+                total[part] += model.predict_on_batch(view)
     packed = io.BytesIO()
     np.savez_compressed(packed, probabilities=(total / (views * len(runs))).astype(np.float16))
     about = {"teachers": [json.loads(run.config.to_json()) for run in runs], "views": views, "seed": seed}
