@@ -136,7 +136,7 @@ GRIDS["blocks"] = Grid(
     _BASE,
 )
 
-# %% ../nbs/09_experiments.ipynb #f1a639f7
+# %% ../nbs/09_experiments.ipynb #ab8c762d
 _TAUGHT = _BASE | {"epochs": 40, "teacher": "wide=0.7"}
 GRIDS["search"] = Grid(
     "What do candidates for the budgets reach on held-out images, taught for forty epochs?",
@@ -144,6 +144,7 @@ GRIDS["search"] = Grid(
         "2m_res": {"model": _TWO_M},
         "2m_shift1": {"model": _TWO_M, "augmentation": "shift=1"},
         "2m_shift2": {"model": _TWO_M, "augmentation": "shift=2"},
+        "2m_flat_erase": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "augmentation": "shift=1+erase=0.25"},
         "1m_flat": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "augmentation": "shift=1"},
         "5m_res": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "augmentation": "shift=1"},
         "31m_again": {
