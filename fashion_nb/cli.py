@@ -491,10 +491,10 @@ def evaluate_command(run, split, flip_averaged, output, as_json):
     folder = evaluation.save(output or (run if run.is_dir() else run.parent))
     click.echo(evaluation.to_json().rstrip() if as_json else f"{evaluation.to_text()}\nwritten to {folder}")
 
-# %% ../nbs/11_cli.ipynb #dafd8dd1
+# %% ../nbs/11_cli.ipynb #97067d52
 @cli.command("predict")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--model", type=click.Path(path_type=Path), help="A run's folder or a .keras file.  [default: the network in the package]")
+@click.option("--model", type=click.Path(path_type=Path), help="A run's folder, a .keras file, or the name of a network in the package.  [default: the package's own choice]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def predict_command(files, model, as_json):
     """Name the garment in pictures: PNG, JPEG and others, of any size; or in all pictures of a folder.
@@ -503,12 +503,15 @@ def predict_command(files, model, as_json):
     Examples:
       fashion_nb predict shoe.jpg
       fashion_nb predict wardrobe/ --json
+      fashion_nb predict shoe.jpg --model budget_1m
     """
-    from fashion_nb.predict import predict_files
+    from fashion_nb.predict import predict_files, pretrained_names
     from fashion_nb.runs import load_model, load_run
 
     _start_keras()
-    if model is not None:
+    if model is not None and str(model) in pretrained_names() and not model.exists():
+        model = str(model)
+    elif model is not None:
         model = load_run(model) if model.is_dir() else load_model(model)
     answers = predict_files(files, model)
     click.echo(json.dumps(answers.to_dict(), indent=1) if as_json else answers.to_text())
