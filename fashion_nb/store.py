@@ -7,7 +7,7 @@ __all__ = ['PUBLISHED_POINTS', 'StoreError', 'store_folder', 'check_name', 'Reco
            'store_run', 'run_experiment', 'summarise', 'leaderboard', 'Reproduction', 'reproduce', 'Published',
            'published_points']
 
-# %% ../nbs/09_store.ipynb #e9b415f5
+# %% ../nbs/09_store.ipynb #c474802b
 import functools
 import io
 import itertools
@@ -22,7 +22,7 @@ import numpy as np
 from .compare import mcnemar
 from .cost import model_cost
 from .data import FashionMNIST, FashionNbError, load_fashion_mnist, write_atomically
-from .evaluate import Evaluation, evaluate, from_half, negative_log_likelihood, score, to_half, wilson_interval
+from .evaluate import Evaluation, calibration, evaluate, from_half, negative_log_likelihood, score, to_half, wilson_interval
 from .models import build_model
 from .runs import Run, data_hashes, read_json
 from .settings import TrainConfig
@@ -232,19 +232,12 @@ def run_experiment(
     check_name(name, config.seed)
     return store_run(train(config, Path(runs) / run_folder(config, None).name, data, progress), name, folder, data)
 
-# %% ../nbs/09_store.ipynb #1707cfb3
+# %% ../nbs/09_store.ipynb #eda8f4f3
 @functools.cache
 def _costs(model: str) -> tuple[int, int]:
     "Parameters and MACs of a network."
     built = build_model(model)
     return built.count_params(), model_cost(built).total.macs
-
-
-def _calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    "Expected calibration error over equal bins of confidence."
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    return float(np.abs(np.bincount(which, right - confidence, bins)).sum() / len(labels))
 
 
 def _row(
@@ -265,7 +258,7 @@ def _row(
         "mean": rates.mean(), "std": rates.std(ddof=1) if len(records) > 1 else np.nan, "low": low, "high": high,
         "validation": validation,
         "nll": np.mean([negative_log_likelihood(labels, each) for each in answers]),
-        "calibration_error": np.mean([_calibration_error(labels, each) for each in answers]),
+        "calibration_error": np.mean([calibration(labels, each).error for each in answers]),
         "seconds": np.median([record.details["seconds"] for record in records]),
         "device": records[0].details["device"], "rates": tuple(rates.tolist()), "held_out": held_out,
     }  # fmt: skip
