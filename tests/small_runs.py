@@ -108,7 +108,7 @@ def do_without_keras(pause=0.0, size=50):
     def learner(config, images, batches):
         return {"net/000": np.full(size, 0.5), "optimizer/000": np.array(0)}
 
-    def epoch(state, config, labels, parts, number, watcher):
+    def epoch(state, config, labels, parts, number, watcher, wishes=None):
         inputs, wanted = module.epoch_inputs(config, labels, parts[0], number)
         for batch in range(1, 4):
             state["net/000"] = np.sin(3 * state["net/000"] + inputs["index"][: batch + 1].mean() + np.arange(size))

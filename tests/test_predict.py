@@ -171,7 +171,7 @@ def test_other_networks_are_refused(boot):
 
     for model, words in [
         (network((28, 28, 3), 10), r"\(28, 28, 3\)"), (network((28, 28, 1), 100), r"\(100,\)"),
-        (network((28, 28, 1), 10, "linear"), "no probabilities"), (keras.Sequential(), "is no network|takes"), ("stride_2", "str is no network"),
+        (network((28, 28, 1), 10, "linear"), "no probabilities"), (keras.Sequential(), "is no network|takes"), (3, "int is no network"), ("lenet", "no network .lenet. comes with"),
     ]:  # fmt: skip
         with pytest.raises((PredictError), match=words):
             predict(boot, model)
