@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .data import FashionNbError
 
-# %% ../nbs/02_blocks.ipynb #f120b316
+# %% ../nbs/02_blocks.ipynb #20066c63
 class ModelError(FashionNbError, ValueError):
     "A model that does not exist, or cannot be used so; the message says what was expected."
 
@@ -30,7 +30,6 @@ class Word:
 
 ACTIVATIONS = ("relu", "silu", "hard_silu")
 _CONVOLUTIONS = ("conv", "sep", "res", "inv")
-_ALONE = ("se", "pool", "avg", "gap", "flat")
 _WORD = re.compile(
     r"(?:(?P<times>[1-9]\d?)\*)?"
     r"(?:(?P<kind>conv|sep|res|inv)(?P<size>[1-9]\d{0,3})(?:x(?P<growth>[1-9]))?(?:k(?P<kernel>[1-9]\d?))?(?P<valid>v)?(?:/(?P<stride>[1-4]))?"

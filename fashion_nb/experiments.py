@@ -70,7 +70,7 @@ GRIDS["augmentation"] = Grid(
     {**_QUICK, "epochs": 8},
 )
 
-# %% ../nbs/09_experiments.ipynb #8ce698f1
+# %% ../nbs/09_experiments.ipynb #3a611cf3
 _WORDS = "conv20v conv40v/2 conv80v/2 flat"  # stride_2 in words, with batch normalisation
 GRIDS["normalisation"] = Grid(
     "What do batch normalisation and dropout do to the stride-2 net?",
@@ -81,6 +81,7 @@ GRIDS["normalisation"] = Grid(
 GRIDS["filters"] = Grid(
     "How many convolutions, and how many filters?",
     {
+        "published": {"model": f"bare {_WORDS} dense100"},
         "half": {"model": "bare conv10v conv20v/2 conv40v/2 flat dense100"},
         "double": {"model": "bare conv40v conv80v/2 conv160v/2 flat dense100"},
         "two_convs": {"model": "bare conv20v conv40v/2 flat dense100"},
@@ -90,14 +91,14 @@ GRIDS["filters"] = Grid(
 )
 GRIDS["dense"] = Grid(
     "How many units in the hidden dense layer?",
-    {f"units{units}": {"model": f"bare {_WORDS}{f' dense{units}' if units else ''}"} for units in (0, 25, 400)},
+    {f"units{units}": {"model": f"bare {_WORDS}{f' dense{units}' if units else ''}"} for units in (0, 25, 100, 400)},
     _QUICK,
 )
 GRIDS["epochs"] = Grid("How long?", {f"epochs{epochs}": {"epochs": epochs} for epochs in (2, 4, 8, 16)}, _QUICK)
 GRIDS["optimizer"] = Grid(
     "Which optimizer at which rate?",
     {f"{name}-{rate:g}": {"optimizer": name, "learning_rate": rate}
-     for name, rates in (("sgd", (0.01, 0.05, 0.2)), ("adam", (0.001, 0.01)), ("muon", (0.004, 0.02))) for rate in rates},
+     for name, rates in (("sgd", (0.01, 0.05, 0.2)), ("adam", (0.001, 0.004, 0.01)), ("muon", (0.004, 0.02))) for rate in rates},
     _QUICK,
 )  # fmt: skip
 

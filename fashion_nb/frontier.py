@@ -115,8 +115,9 @@ def load_latency(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FashionNbError(f"{path.name} cannot be read ({error}): measure again with store_latency") from None
 
-# %% ../nbs/09_frontier.ipynb #f30e9b88
+# %% ../nbs/09_frontier.ipynb #7cb4896f
 _AXES = {"macs": "MACs for one image", "parameters": "parameters", "latency": "milliseconds for one image, CPU"}
+_ERRORS = (0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.2)
 
 
 def pareto(
@@ -131,15 +132,47 @@ def pareto(
             kept.append(place)
     return np.array(kept, dtype=int)
 
-# %% ../nbs/09_frontier.ipynb #0f190419
-def _draw_published(ax, points, x: str) -> None:
-    "Hollow marks, squares for plain figures and diamonds for those with a mark."
-    for mark, symbol in (("", "s"), ("*", "D")):
-        some = points[(points.mark == "") if mark == "" else (points.mark != "")]
-        label = "published" if mark == "" else "published, second-hand or from memory"
-        ax.plot(some[x].astype(float), 1 - some.accuracy, symbol, mfc="none", mec="0.25", ms=6, ls="none", label=label)
-        for _, point in some.iterrows():
-            ax.annotate(point["name"], (float(point[x]), 1 - point.accuracy), xytext=(5, 3), textcoords="offset points", fontsize=7, color="0.25")
+# %% ../nbs/09_frontier.ipynb #4bcf9050
+_MARKS = {
+    "": ("s", "published"),
+    "old data": ("v", "published, on the data before its repair"),
+    "best epoch": ("^", "published, best epoch on the test images"),
+    "second-hand": ("D", "published, not read at its source"),
+}
+
+
+def _draw_published(
+    ax,  # matplotlib axes
+    points,  # of `published_points`
+    x: str | None,  # the column of their cost; None draws them in one column
+) -> list:  # their names as texts that may be moved
+    "Hollow marks, another shape for what cannot simply be compared."
+    for mark, (symbol, _) in _MARKS.items():
+        some = points[points.mark == mark]
+        ax.plot(some[x].astype(float) if x else [0.0] * len(some), 1 - some.accuracy, symbol, mfc="none", mec="0.25", ms=6, ls="none")
+    places = points[x].astype(float) if x else [0.0] * len(points)
+    return [ax.text(place, 1 - one.accuracy, f" {one.name}", fontsize=7, color="0.25", va="center") for place, one in zip(places, points.itertuples(index=False))]
+
+
+def _draw_unknown(ax, points) -> None:
+    "A strip at the right for published figures whose cost is not known, their names one under the other."
+    from mpl_toolkits.axes_grid1 import make_axes_locatable
+
+    strip = make_axes_locatable(ax).append_axes("right", size="34%", pad=0.05, sharey=ax)
+    strip.tick_params(labelleft=False, left=False, which="both")
+    strip.set(xlim=(-0.1, 1), xticks=[], xlabel="cost not known")
+    lowest = 0.0
+    for text in sorted(_draw_published(strip, points, None), key=lambda text: text.get_position()[1]):
+        height = max(text.get_position()[1], lowest)
+        text.set_position((0.05, height))
+        lowest = height * 1.07  # a line of text on a logarithmic axis
+
+
+def _marks_shown(points) -> list:  # for a legend
+    "What the hollow marks of some published figures mean."
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], marker=symbol, mfc="none", mec="0.25", ls="none", label=text) for mark, (symbol, text) in _MARKS.items() if (points.mark == mark).any()]
 
 
 def plot_frontier(
@@ -150,23 +183,28 @@ def plot_frontier(
 ):  # the axes
     "Test error against cost, ours and published."
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import PercentFormatter
+    from adjustText import adjust_text
+    from matplotlib.ticker import NullFormatter, PercentFormatter
 
-    ax = plt.subplots(figsize=(7, 5), layout="constrained")[1] if ax is None else ax
+    ax = plt.subplots(figsize=(8.5, 6))[1] if ax is None else ax
     table = table[table[x].notna()]
+    points = published_points() if x in ("macs", "parameters") else published_points()[:0]
     bars = [table["mean"] - table.low, table.high - table["mean"]]
-    ax.errorbar(table[x], 1 - table["mean"], yerr=bars[::-1], fmt="o", ms=4, color="#0072B2", ecolor="#0072B255", lw=1, label="ours, 95 % interval")
+    shown = [ax.errorbar(table[x], 1 - table["mean"], yerr=bars[::-1], fmt="o", ms=4, color="#0072B2", ecolor="#0072B240", lw=1, label="ours, 95 % interval")]
     best = table.iloc[pareto(table[x].to_numpy(float), table["mean"].to_numpy(float))]
-    ax.plot(best[x], 1 - best["mean"], "-", color="#0072B2", lw=1, label="ours, not beaten by a cheaper one")
-    if x in ("macs", "parameters"):
-        points = published_points()
-        _draw_published(ax, points[points[x].notna()], x)
+    shown += ax.plot(best[x], 1 - best["mean"], "-", color="#0072B2", lw=1, label="ours, not beaten by a cheaper one")
+    known = points[x].notna() if len(points) else slice(0)
+    ax.set(xscale="log", yscale="log", xlabel=_AXES[x], ylabel="test error", yticks=_ERRORS)
+    if len(points):
+        _draw_unknown(ax, points[~known])
+    texts = _draw_published(ax, points[known], x) if len(points) else []
     for row, text in (names or {}).items():
         for _, one in table[table.row == row].iterrows():
-            ax.annotate(text, (one[x], 1 - one["mean"]), xytext=(5, -9), textcoords="offset points", fontsize=8, color="#0072B2")
-    ax.set(xscale="log", yscale="log", xlabel=_AXES[x], ylabel="test error")
+            texts.append(ax.text(one[x], 1 - one["mean"], text, fontsize=8, color="#0072B2", weight="bold"))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.yaxis.set_minor_formatter(PercentFormatter(1, decimals=0))
-    ax.grid(alpha=0.3, which="both")
-    ax.legend(fontsize=8)
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.grid(alpha=0.3)
+    ax.legend(handles=[*shown, *_marks_shown(points)], fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+    if texts:
+        adjust_text(texts, x=table[x].to_numpy(float), y=1 - table["mean"].to_numpy(float), ax=ax, expand=(1.1, 1.4), arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5})
     return ax
