@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUDGETS', 'Budget', 'budget_table', 'measure_latency', 'store_latency', 'load_latency', 'pareto', 'plot_frontier']
 
-# %% ../nbs/09_frontier.ipynb #9237ee4c
+# %% ../nbs/09_frontier.ipynb #84389877
 import json
 import time
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ import numpy as np
 from .data import FashionMNIST, FashionNbError, load_fashion_mnist, write_atomically
 from .models import build_model
 from .runs import describe_session
-from .store import leaderboard, published_points, store_folder
+from .store import load_records, published_points, store_folder, summarise
 
-# %% ../nbs/09_frontier.ipynb #88ed0c66
+# %% ../nbs/09_frontier.ipynb #04599af9
 @dataclass(frozen=True)
 class Budget:
     "What a network may cost, and what we would like it to reach."
@@ -45,11 +45,11 @@ def budget_table(
     "What was reached within each budget; the row is the one named 'best', which was chosen on validation."
     import pandas as pd
 
-    rows = []
-    board = leaderboard(folder=folder, data=data)
+    rows, stored = [], load_records(folder=folder)
     for budget in BUDGETS:
-        found = board[board.row == f"{budget.group}/best"]
-        one = found.iloc[0].to_dict() if len(found) else {}
+        name = f"{budget.group}/best"
+        found = [record for record in stored if record.row == name]
+        one = summarise({name: found}, data).iloc[0].to_dict() if found else {}
         rows.append({"budget": budget.group, "MACs allowed": budget.macs, "parameters allowed": budget.parameters, "target": budget.target,
                      **{name: one.get(name) for name in ("model", "macs", "parameters", "seeds", "epochs", "mean", "std", "low", "high")}})  # fmt: skip
     return pd.DataFrame(rows)
@@ -115,8 +115,8 @@ def load_latency(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FashionNbError(f"{path.name} cannot be read ({error}): measure again with store_latency") from None
 
-# %% ../nbs/09_frontier.ipynb #7cb4896f
-_AXES = {"macs": "MACs for one image", "parameters": "parameters", "latency": "milliseconds for one image, CPU"}
+# %% ../nbs/09_frontier.ipynb #59d531f9
+_AXES = {"macs": "MACs for one image", "parameters": "parameters", "latency": "milliseconds for one image, CPU", "seconds": "seconds of training"}
 _ERRORS = (0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.2)
 
 

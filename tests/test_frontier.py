@@ -1,0 +1,102 @@
+"""The frontier: nets within their budgets, the staircase that none beats, and plots whose marks and names can be read."""
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fashion_nb.cost import model_cost
+from fashion_nb.data import FashionNbError
+from fashion_nb.experiments import GRIDS
+from fashion_nb.frontier import BUDGETS, _compiled, budget_table, load_latency, measure_latency, pareto, plot_frontier
+from fashion_nb.models import build_model
+from fashion_nb.store import leaderboard, published_points
+
+
+@pytest.fixture(scope="module")
+def board():
+    return leaderboard()
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.group)
+def test_the_net_of_a_budget_costs_no_more(budget):
+    for settings in GRIDS[budget.group].rows.values():
+        model = build_model(settings["model"])
+        assert model_cost(model).total.macs <= budget.macs
+        assert budget.parameters is None or model.count_params() <= budget.parameters
+
+
+def test_budgets_without_results_say_so(tmp_path):
+    table = budget_table(tmp_path)
+    assert list(table.budget) == [budget.group for budget in BUDGETS] and table["mean"].isna().all()
+
+
+def test_the_table_of_budgets_is_the_boards(board):
+    for row in budget_table().dropna(subset="mean").itertuples():
+        same = board[board.row == f"{row.budget}/best"].iloc[0]
+        assert (row.mean, row.macs, row.seeds) == (same["mean"], same.macs, same.seeds) and row.macs <= row[2]
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), max_size=12))
+def test_the_staircase_by_its_definition(points):
+    cost, accuracy = (np.array([point[k] for point in points], float) for k in (0, 1))
+    kept = pareto(cost, accuracy)
+    beaten = {i for i in range(len(points)) for j in range(len(points))
+              if (cost[j], -accuracy[j]) != (cost[i], -accuracy[i]) and cost[j] <= cost[i] and accuracy[j] >= accuracy[i]}
+    assert {points[i] for i in kept} == {points[i] for i in range(len(points)) if i not in beaten}
+    assert (np.diff(cost[kept]) > 0).all() and (np.diff(accuracy[kept]) > 0).all()
+
+
+@pytest.mark.parametrize("x", ["macs", "parameters", "seconds"])
+def test_all_rows_and_all_published_points_are_drawn(board, x):
+    ax = plot_frontier(board, x)
+    figure = ax.figure
+    figure.canvas.draw()
+    drawn = np.concatenate([line.get_xydata() for axes in figure.axes for line in axes.lines if line.get_marker() not in ("", "None", None)])
+    wanted = np.column_stack([board[x], 1 - board["mean"]])
+    assert all((np.isclose(drawn, point).all(axis=1)).any() for point in wanted)
+    names = [text.get_text().strip() for axes in figure.axes for text in axes.texts]
+    assert sorted(names) == (sorted(published_points().name) if x != "seconds" else [])
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("x", ["macs", "parameters"])
+def test_names_do_not_cover_each_other(board, x):
+    figure = plot_frontier(board, x).figure
+    figure.canvas.draw()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent().shrunk(1, 0.8) for text in axes.texts if text.get_text().strip()]
+        assert sum(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k]) == 0
+
+
+def test_latencies_are_quartiles(monkeypatch):
+    found = measure_latency(["conv4/4 gap"], rounds=2, calls=3)
+    low, middle, high = found["quartiles"]["conv4/4 gap"]
+    assert 0 < low <= middle <= high and found["calls"] == 6 and json.loads(json.dumps(found)) == found and found["device"]
+
+
+def test_what_is_timed_is_the_network():
+    model, image = build_model("conv4/4 gap"), np.zeros((1, 28, 28, 1), np.float32)
+    np.testing.assert_allclose(_compiled(model)(), model.predict_on_batch(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"quartiles": {"a": [1, 2]}}', '{"quartiles": {"a": 3}}'])
+def test_damaged_latencies(text, tmp_path):
+    assert load_latency(tmp_path) == {}
+    (tmp_path / "latency.json").write_text(text)
+    with pytest.raises(FashionNbError, match="latency.json cannot be read .*: measure again"):
+        load_latency(tmp_path)
+
+
+def test_rows_without_a_latency_are_left_out(board):
+    ax = plot_frontier(board.assign(latency=pd.Series([1.5], index=[3])), "latency")
+    assert [len(line.get_xydata()) for line in ax.lines if line.get_marker() == "o"] == [1]
