@@ -433,7 +433,7 @@ def _spread(devices: list[str]):
     else:
         raise TrainError(f"distribution is 'data_parallel' on {backend}: expected the back end tensorflow or jax")
 
-# %% ../nbs/07_train.ipynb #6bc89bf2
+# %% ../nbs/07_train.ipynb #1b23d477
 def run_folder(
     config: TrainConfig,  # names it
     folder: Path | str | None,  # the one asked for
