@@ -102,7 +102,7 @@ GRIDS["optimizer"] = Grid(
     _QUICK,
 )  # fmt: skip
 
-# %% ../nbs/09_experiments.ipynb #d5b27076
+# %% ../nbs/09_experiments.ipynb #8a3cdae1
 _TWO_M = "conv16k4/2 conv32/2 res32 conv48/2 res48 gap"
 _BASE = {"model": _TWO_M, "batch_size": 256, "epochs": 10, "learning_rate": 0.006, **_RECIPE}
 GRIDS["ablation"] = Grid(
@@ -121,6 +121,8 @@ GRIDS["ablation"] = Grid(
         "silu": {"model": f"silu {_TWO_M}"},
         "only_flip": {"augmentation": "flip"},
         "only_shift": {"augmentation": "shift=1"},
+        "only_shift_2": {"augmentation": "shift=2"},
+        "shift_flip": {"augmentation": "shift=1+flip"},
     },
     _BASE,
 )
@@ -137,26 +139,30 @@ GRIDS["blocks"] = Grid(
     _BASE,
 )
 
-# %% ../nbs/09_experiments.ipynb #ab8c762d
-_TAUGHT = _BASE | {"epochs": 40, "teacher": "wide=0.7"}
+# %% ../nbs/09_experiments.ipynb #33b1c696
+_WIDE = _BASE | {
+    "model": "conv32 pool conv64 res64 pool res96 gap", "learning_rate": 0.004, "weight_decay": 0.05, "warmup_epochs": 1.0,
+    "precision": "mixed_bfloat16",
+}  # fmt: skip
+GRIDS["teacher"] = Grid(
+    "How accurate is the teacher?",
+    {"wide": _WIDE | {"epochs": 20, "augmentation": "shift=2+flip+erase=0.25"}},
+    seeds=1,
+)
 GRIDS["search"] = Grid(
     "What do candidates for the budgets reach on held-out images, taught for forty epochs?",
     {
         "2m_res": {"model": _TWO_M},
         "2m_shift1": {"model": _TWO_M, "augmentation": "shift=1"},
-        "2m_shift2": {"model": _TWO_M, "augmentation": "shift=2"},
         "2m_flat_erase": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "augmentation": "shift=1+erase=0.25"},
         "1m_flat": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "augmentation": "shift=1"},
         "5m_res": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "augmentation": "shift=1"},
-        "31m_again": {
-            "model": "conv32 pool conv64 res64 pool res96 gap", "augmentation": "shift=2+erase=0.25", "teacher": "wide=0.5", "epochs": 24,
-            "learning_rate": 0.004, "weight_decay": 0.05, "warmup_epochs": 1.0, "precision": "mixed_bfloat16",
-        },
-        "5m_early": {"model": "conv32k4/2 res32 conv48/2 conv64/2 gap", "augmentation": "shift=1"},
+        "31m_again": _WIDE | {"augmentation": "shift=2+erase=0.25", "teacher": "wide=0.5", "epochs": 24},
+        "31m_shift1": _WIDE | {"augmentation": "shift=1", "teacher": "pair=0.5", "epochs": 20},
     },
-    _TAUGHT,
+    _BASE | {"epochs": 40, "teacher": "wide=0.7"},
     seeds=1,
-)  # fmt: skip
+)
 
 # %% ../nbs/09_experiments.ipynb #33122952
 _FINAL = _BASE | {"validation_size": 0, "augmentation": "shift=1", "teacher": "pair=0.7"}
