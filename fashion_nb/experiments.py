@@ -164,13 +164,13 @@ GRIDS["search"] = Grid(
     seeds=1,
 )
 
-# %% ../nbs/09_experiments.ipynb #33122952
-_FINAL = _BASE | {"validation_size": 0, "augmentation": "shift=1", "teacher": "pair=0.7"}
+# %% ../nbs/09_experiments.ipynb #d107e4ee
+_FINAL = _BASE | {"validation_size": 0, "augmentation": "shift=1"}
 for _group, _settings in {
-    "budget_1m": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "epochs": 60},
-    "budget_2m": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "epochs": 48},
-    "budget_5m": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "epochs": 30},
-    "budget_31m": GRIDS["search"].rows["31m_again"] | {"teacher": "pair=0.5", "epochs": 20},
+    "budget_1m": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "epochs": 60, "teacher": "pair=0.7"},
+    "budget_2m": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "epochs": 48, "teacher": "duo=0.7"},
+    "budget_5m": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "epochs": 30, "teacher": "duo=0.7"},
+    "budget_31m": _WIDE | {"augmentation": "shift=1", "epochs": 20, "teacher": "duo=0.5"},
 }.items():
     GRIDS[_group] = Grid("What does the best candidate reach within its budget?", {"best": _settings}, _FINAL, seeds=5)
 

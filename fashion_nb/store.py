@@ -232,7 +232,7 @@ def run_experiment(
     check_name(name, config.seed)
     return store_run(train(config, Path(runs) / run_folder(config, None).name, data, progress), name, folder, data)
 
-# %% ../nbs/09_store.ipynb #eda8f4f3
+# %% ../nbs/09_store.ipynb #5cd719cc
 @functools.cache
 def _costs(model: str) -> tuple[int, int]:
     "Parameters and MACs of a network."
@@ -254,7 +254,8 @@ def _row(
     held_out = tuple(record.details["history"][-1]["val_accuracy"] for record in records)
     validation = np.nan if None in held_out else np.mean(held_out)
     return {
-        "row": name, "model": config.model, "parameters": parameters, "macs": macs, "epochs": config.epochs, "seeds": len(records),
+        "row": name, "model": config.model, "parameters": parameters, "macs": macs, "epochs": config.epochs,
+        "teacher": config.teacher, "seeds": len(records),
         "mean": rates.mean(), "std": rates.std(ddof=1) if len(records) > 1 else np.nan, "low": low, "high": high,
         "validation": validation,
         "nll": np.mean([negative_log_likelihood(labels, each) for each in answers]),

@@ -1,5 +1,6 @@
 """The frontier: nets within their budgets, the staircase that none beats, and plots whose marks and names can be read."""
 import json
+import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from fashion_nb.cost import model_cost
 from fashion_nb.data import FashionNbError
 from fashion_nb.experiments import GRIDS
-from fashion_nb.frontier import BUDGETS, _compiled, budget_table, load_latency, measure_latency, pareto, plot_frontier
+from fashion_nb.frontier import BUDGETS, _compiled, budget_table, fastest, load_latency, measure_latency, pareto, plot_frontier, teacher_seconds
 from fashion_nb.models import build_model
-from fashion_nb.store import leaderboard, published_points
+from fashion_nb.store import leaderboard, load_records, published_points, store_folder
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +101,20 @@ def test_damaged_latencies(text, tmp_path):
 def test_rows_without_a_latency_are_left_out(board):
     ax = plot_frontier(board.assign(latency=pd.Series([1.5], index=[3])), "latency")
     assert [len(line.get_xydata()) for line in ax.lines if line.get_marker() == "o"] == [1]
+
+
+def test_the_time_of_teachers_counts_each_once(tmp_path):
+    seconds = {record.name: record.details["seconds"] for record in [*load_records("teacher"), *load_records("search")]}
+    assert teacher_seconds("none") == 0
+    assert teacher_seconds("wide=0.5") == teacher_seconds("wide=1") == seconds["teacher/wide-seed0"]
+    assert teacher_seconds("pair=0.7") == pytest.approx(seconds["teacher/wide-seed0"] + seconds["search/31m_again-seed0"])  # which 'wide' has taught
+    shutil.copytree(store_folder() / "teachers", tmp_path / "teachers")
+    assert np.isnan(teacher_seconds("pair=0.7", tmp_path))
+    with pytest.raises(FashionNbError, match="nobody.json"):
+        teacher_seconds("nobody=0.5", tmp_path)
+
+
+def test_the_fastest_has_three_seeds_and_the_mean():
+    columns = ["row", "mean", "seeds", "seconds", "teacher", "std", "device"]
+    table = pd.DataFrame([["few", 0.99, 2, 1.0, "none", 0, "x"], ["slow", 0.95, 3, 9.0, "none", 0, "x"], ["fast", 0.94, 5, 5.0, "none", 0, "x"]], columns=columns)
+    assert list(fastest(table, [0.9, 0.94, 0.945, 0.96]).row.fillna("-")) == ["fast", "fast", "slow", "-"]
