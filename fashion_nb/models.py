@@ -296,6 +296,22 @@ _ZOO |= {
     )
 }
 
+# %% ../nbs/02_models.ipynb #a4de09f5
+_ZOO |= {
+    name: ModelInfo(
+        name,
+        f"{text} (words of `parse_blocks`), for at most {budget} MACs.",
+        "found in this book's experiments",
+        lambda name, rescale, text=text: build_blocks(text, name, rescale),
+    )
+    for name, budget, text in (
+        ("budget_1m", "1 M", "conv16k4/2 conv32/2 conv32 conv48/2 flat"),
+        ("budget_2m", "2.08 M", "conv16k4/2 conv32/2 res32 conv48/2 res48 flat"),
+        ("budget_5m", "5 M", "conv32k4/2 conv48/2 res48 res48 gap"),
+        ("budget_31m", "31 M", "conv32 pool conv64 res64 pool res96 gap"),
+    )
+}
+
 # %% ../nbs/02_models.ipynb #2224659c
 _APPLICATIONS = "keras.applications."
 

@@ -13,7 +13,7 @@ from fashion_nb.cost import model_cost
 from fashion_nb.data import FashionNbError
 from fashion_nb.experiments import GRIDS
 from fashion_nb.frontier import BUDGETS, _compiled, budget_table, fastest, load_latency, measure_latency, pareto, plot_frontier, teacher_seconds
-from fashion_nb.models import build_model
+from fashion_nb.models import build_model, model_info
 from fashion_nb.store import leaderboard, load_records, published_points, store_folder
 
 
@@ -34,6 +34,15 @@ def test_the_net_of_a_budget_costs_no_more(budget):
         model = build_model(settings["model"])
         assert model_cost(model).total.macs <= budget.macs
         assert budget.parameters is None or model.count_params() <= budget.parameters
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget.group)
+def test_the_zoo_names_the_net_of_a_budget(budget):
+    (settings,) = GRIDS[budget.group].rows.values()
+    named, described = build_model(budget.group), build_model(settings["model"])
+    assert [(layer.name, tuple(weight.shape)) for layer in named.layers for weight in layer.weights] == [
+        (layer.name, tuple(weight.shape)) for layer in described.layers for weight in layer.weights]  # fmt: skip
+    assert model_cost(named).total == model_cost(described).total and model_info(budget.group).summary.startswith(settings["model"])
 
 
 def test_budgets_without_results_say_so(tmp_path):

@@ -13,7 +13,7 @@ def kernels(model):
 
 
 def test_names_explain_themselves_and_are_listed_once():
-    assert len(set(list_models())) == len(list_models()) == 11
+    assert len(set(list_models())) == len(list_models()) == 15
     for name in list_models():
         info = model_info(name)
         assert info.name == name and info.summary.endswith(".") and "\n" not in info.summary
