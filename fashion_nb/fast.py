@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fuse_normalisation']
 
-# %% ../nbs/07_fast.ipynb #3bfdab02
+# %% ../nbs/07_fast.ipynb #c39e2adf
 def _can_fuse(
     layer,  # a Keras layer
 ) -> bool:
