@@ -207,11 +207,11 @@ def test_false_alarms_and_what_is_caught(data):
 
 def test_the_shipped_network_is_small_and_good(data):
     folder = module._pretrained()
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    assert sum((folder / name).stat().st_size for name in ("model.npz", "model.json", "novelty.npz")) < 1_000_000
     details = shipped_details()
     assert details["history"] and details["record"]["data"]["train_sha256"] and "test split was not used" in details["note"]
     found = module._ask(load_shipped(), data.test.images[:2_000, ..., 0]).argmax(axis=1)
-    assert (found == data.test.labels[:2_000]).mean() > 0.88
+    assert (found == data.test.labels[:2_000]).mean() > 0.93
 
 
 @pytest.mark.parametrize("name", ["model.npz", "model.json", "novelty.npz"])
