@@ -371,7 +371,25 @@ def _pretrained(
 
     return Path(str(resources.files("fashion_nb"))) / "pretrained"
 
-# %% ../nbs/08_predict.ipynb #4dac8f90
+# %% ../nbs/08_predict.ipynb #a6e2ef53
+def _half_weights(run) -> bytes:  # of an npz file
+    "A run's weights in two bytes each; more than 0.8 MB raises `PredictError`."
+    weights = _pack({f"{k:03}": np.asarray(value).astype(np.float16) for k, value in enumerate(run.model().get_weights())})
+    if len(weights) > MOST_BYTES:
+        raise PredictError(f"{run.config.model} needs {len(weights):,} bytes, expected at most {MOST_BYTES:,}: ship a smaller network")
+    return weights
+
+
+def _with_weights(
+    model,  # freshly built
+    path: Path,  # an npz file that `_half_weights` has made
+):  # the model
+    "Give a network its shipped weights."
+    with np.load(path) as arrays:
+        model.set_weights([arrays[name].astype(np.float32) for name in sorted(arrays.files)])
+    return model
+
+
 def ship(
     run,  # a finished `Run`: `model()`, `config`, `history` and `record` are read
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; its test split is not touched
@@ -379,10 +397,7 @@ def ship(
     held_out: int = HELD_OUT,  # training images that calibrate the novelty score; the others make its clouds
 ) -> Path:  # the folder, with model.npz, model.json and novelty.npz
     "Make the shipped network and its calibrated novelty score from a run; more than 1 MB raises `PredictError`."
-    config, folder = asdict(run.config), _pretrained(folder)
-    weights = _pack({f"{k:03}": np.asarray(value).astype(np.float16) for k, value in enumerate(run.model().get_weights())})
-    if len(weights) > MOST_BYTES:
-        raise PredictError(f"{config['model']} needs {len(weights):,} bytes, expected at most {MOST_BYTES:,}: ship a smaller network")
+    config, folder, weights = asdict(run.config), _pretrained(folder), _half_weights(run)
     data = load_fashion_mnist() if data is None else data
     novelty = fit_novelty(*split_validation(data.train, held_out, seed=0)).to_bytes()
     files = {"model.npz": weights, "novelty.npz": novelty}
@@ -415,17 +430,13 @@ def shipped_details(
         raise PredictError(f"the files of the shipped network in {folder} do not belong together: {remedy}")
     return details
 
-# %% ../nbs/08_predict.ipynb #9ab96887
+# %% ../nbs/08_predict.ipynb #33d4a4ca
 def load_shipped(
     folder: Path | str | None = None,  # None is the package's own
 ):  # a Keras model, from (N, 28, 28, 1) pixels 0..255 to (N, 10) probabilities, not compiled
     "Build the shipped network with its trained weights; needs neither data nor training."
     details = shipped_details(folder)
-    with np.load(_pretrained(folder) / "model.npz") as arrays:
-        weights = [arrays[name].astype(np.float32) for name in sorted(arrays.files)]
-    model = build_model(details["model"], **details["model_options"])
-    model.set_weights(weights)
-    return model
+    return _with_weights(build_model(details["model"], **details["model_options"]), _pretrained(folder) / "model.npz")
 
 
 def load_novelty(
@@ -436,7 +447,7 @@ def load_novelty(
     with np.load(_pretrained(folder) / "novelty.npz") as arrays:
         return Novelty(**{name: arrays[name] for name in _ARRAYS})
 
-# %% ../nbs/08_predict.ipynb #40ca3f1f
+# %% ../nbs/08_predict.ipynb #0eacbf8f
 _RESERVED = ("model", "novelty")
 
 
@@ -445,12 +456,10 @@ def ship_weights(
     name: str,  # by which it will be loaded
     folder: Path | str | None = None,  # None writes into the package itself
 ) -> Path:  # the file of the weights; what is known of them lies beside it
-    "Put a trained network into the package under a name; more than 1 MB raises `PredictError`."
+    "Put a trained network into the package under a name; more than 0.8 MB raises `PredictError`."
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
         raise PredictError(f"{name!r} cannot name a network: expected small letters, digits and _, such as 'budget_2m'")
-    weights = _pack({f"{k:03}": np.asarray(value).astype(np.float16) for k, value in enumerate(run.model().get_weights())})
-    if len(weights) > MOST_BYTES:
-        raise PredictError(f"{name} needs {len(weights):,} bytes, expected at most {MOST_BYTES:,}: ship a smaller network")
+    weights = _half_weights(run)
     details = {
         "model": run.config.model,
         "config": asdict(run.config),
@@ -471,7 +480,7 @@ def pretrained_names(
     "The networks that `load_pretrained` knows, besides the one that `predict` takes by itself."
     return sorted(path.stem for path in _pretrained(folder).glob("*.json") if path.stem not in _RESERVED)
 
-# %% ../nbs/08_predict.ipynb #4d7db630
+# %% ../nbs/08_predict.ipynb #85d64ea0
 def load_pretrained(
     name: str | None = None,  # one of `pretrained_names()`; None is the network that `predict` takes by itself
     folder: Path | str | None = None,  # None is the package's own
@@ -489,10 +498,7 @@ def load_pretrained(
             raise ValueError("its two files do not belong together")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PredictError(f"the network {name!r} cannot be read ({error}): install the package again") from None
-    model = build_model(details["model"])
-    with np.load(path) as arrays:
-        model.set_weights([arrays[key].astype(np.float32) for key in sorted(arrays.files)])
-    return model
+    return _with_weights(build_model(details["model"]), path)
 
 # %% ../nbs/08_predict.ipynb #2e043ff2
 def _warning(
