@@ -7,7 +7,7 @@ __all__ = ['STEPS_AT_ONCE', 'JUDGED_AT_ONCE', 'epoch_inputs', 'make_learner', 'g
            'check_loss', 'plot_history', 'Watcher', 'run_steps', 'train_epoch', 'find_devices', 'check_shares',
            'placed', 'run_folder', 'find_record', 'train', 'resume']
 
-# %% ../nbs/07_train.ipynb #52148829
+# %% ../nbs/07_train.ipynb #61cd993c
 import contextlib
 import functools
 import json
@@ -22,7 +22,7 @@ import numpy as np
 
 from .augment import augmented, draw_augmentation, targets
 from .data import FashionMNIST, load_fashion_mnist, validation_rows
-from .distil import beliefs
+from .distil import beliefs, soft_labels_hash
 from .fast import fuse_normalisation
 from .models import build_model, model_info
 from fashion_nb.runs import (
@@ -462,20 +462,24 @@ def find_record(
         raise TrainError(f"the folder {folder} holds a run of other settings ({changes}): name another folder")
     return read_json(folder / "record.json") if (folder / "record.json").exists() else None
 
-# %% ../nbs/07_train.ipynb #a53e03f8
+# %% ../nbs/07_train.ipynb #5425bf6a
 def _start_record(
     record: dict | None,  # of earlier sittings
+    config: TrainConfig,
     data: FashionMNIST,  # what is trained on
     parts: tuple[np.ndarray, np.ndarray],  # rows to train on, rows held out
     device: str,  # its name
 ) -> dict:  # with a new session at its end
-    "The record at the start of a sitting; other images than before raise `TrainError`."
+    "The record at the start of a sitting; other images or soft labels than before raise `TrainError`."
     hashes = data_hashes(data.train)
+    soft = soft_labels_hash(config.teacher, hashes)
     if record is None:
-        record = {"data": {"source": data.source, "train_sha256": hashes}, "sessions": []}
+        record = {"data": {"source": data.source, "train_sha256": hashes, **({"soft_labels_sha256": soft} if soft else {})}, "sessions": []}
         record |= {"training_images": len(parts[0]), "validation_images": len(parts[1])}
     elif record["data"]["train_sha256"] != hashes:
         raise TrainError("the run was begun on other training images than these: expected the same data; train into a new folder")
+    elif record["data"].get("soft_labels_sha256", soft) != soft:
+        raise TrainError(f"the run was begun with other soft labels than those of {config.teacher}: restore them, or train into a new folder")
     session = describe_session(device)
     record["sessions"].append(session)
     return record | {name: session[name] for name in ("started", "device", "backend", "versions", "git_commit")}
@@ -510,7 +514,7 @@ def _train_on(
     prune(folder, history)
     save_model(build_from(config, state), folder / "model.keras")
 
-# %% ../nbs/07_train.ipynb #e5cc3706
+# %% ../nbs/07_train.ipynb #b386b380
 def train(
     config: TrainConfig,  # what to train, and how
     folder: Path | str | None = None,  # None: runs/<model>-seed<seed>-<identity of the settings>
@@ -534,7 +538,7 @@ def train(
                 return load_run(folder)
             sweep(folder)
             write_whole(folder / "config.json", config.to_json())
-            with recorded(folder, _start_record(record, data, parts, device)) as write:
+            with recorded(folder, _start_record(record, config, data, parts, device)) as write:
                 _train_on(config, folder, data, parts, wishes, write, progress)
     return load_run(folder)
 

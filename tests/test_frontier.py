@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fashion_nb.cost import model_cost
-from fashion_nb.data import FashionNbError
+from fashion_nb.data import FashionNbError, load_fashion_mnist
 from fashion_nb.experiments import GRIDS
 from fashion_nb.frontier import BUDGETS, _compiled, budget_table, fastest, load_latency, measure_latency, pareto, plot_frontier, teacher_seconds
 from fashion_nb.models import build_model, model_info
+from fashion_nb.predict import load_pretrained, pretrained_names
 from fashion_nb.store import leaderboard, load_records, published_points, store_folder
 
 
@@ -127,3 +128,10 @@ def test_the_fastest_has_three_seeds_and_the_mean():
     columns = ["row", "mean", "seeds", "seconds", "teacher", "std", "device"]
     table = pd.DataFrame([["few", 0.99, 2, 1.0, "none", 0, "x"], ["slow", 0.95, 3, 9.0, "none", 0, "x"], ["fast", 0.94, 5, 5.0, "none", 0, "x"]], columns=columns)
     assert list(fastest(table, [0.9, 0.94, 0.945, 0.96]).row.fillna("-")) == ["fast", "fast", "slow", "-"]
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_what_the_package_brings_is_what_the_store_knows(name):
+    record = next(record for record in load_records(name) if record.name == f"{name}/best-seed0")
+    answers = load_pretrained(name).predict(load_fashion_mnist().test.images[:1_000], batch_size=500, verbose=0)
+    np.testing.assert_allclose(answers, record.probabilities[:1_000], atol=0.02)  # weights and answers have two bytes each
