@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'ModelError', 'Word', 'is_description', 'parse_blocks', 'build_blocks']
 
-# %% ../nbs/02_blocks.ipynb #4063ce33
+# %% ../nbs/02_blocks.ipynb #93d9ad4c
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ def _word(
         word = Word("dense", int(part["units"])) if part["units"] else Word("drop", float(part["share"]))
     return [word] * int(part["times"] or 1)
 
-# %% ../nbs/02_blocks.ipynb #a67e64c1
+# %% ../nbs/02_blocks.ipynb #c82552cc
 def is_description(
     text: str,  # a model's name, or a description
 ) -> bool:  # does any of its words name a block?
@@ -73,11 +74,12 @@ def parse_blocks(
 ) -> tuple[str, bool, list[Word]]:  # activation, with batch normalisation?, the blocks
     "What a description asks for; `ModelError` says what is wrong with it."
     words = text.split()
-    activation, normalise = "relu", True
-    while words and words[0] in (*ACTIVATIONS, "bare"):
-        first = words.pop(0)
-        activation, normalise = (activation, False) if first == "bare" else (first, normalise)
-    blocks = [block for word in words for block in _word(word)]
+    opening = list(itertools.takewhile(lambda word: word in (*ACTIVATIONS, "bare"), words))
+    chosen = [word for word in opening if word != "bare"]
+    if len(chosen) > 1 or len(opening) - len(chosen) > 1:
+        raise ModelError(f"found {text!r}: expected at most one activation and one 'bare' at its start")
+    activation, normalise = (chosen or ["relu"])[0], "bare" not in opening
+    blocks = [block for word in words[len(opening) :] for block in _word(word)]
     vectors = [block.kind in ("gap", "flat") for block in blocks]
     if vectors.count(True) != 1:
         raise ModelError(f"found {text!r}: expected exactly one gap or flat between the feature maps and the answer")
@@ -154,7 +156,7 @@ def _se(builder, x, word):
     y = layers.Dense(channels, activation="sigmoid", name=f"{name}_excite")(y)
     return layers.Multiply(name=f"{name}_scale")([x, y])
 
-# %% ../nbs/02_blocks.ipynb #106b377f
+# %% ../nbs/02_blocks.ipynb #1adf7386
 def _plain(builder, x, word):
     "The words that are one Keras layer."
     from keras import layers
@@ -190,5 +192,5 @@ def build_blocks(
         try:
             x = _BLOCKS.get(word.kind, _plain)(builder, x, word)
         except ValueError as error:  # Keras: a map that is smaller than the kernel
-            raise ModelError(f"block {builder.number} of {text!r} ({word.kind}) does not fit a map of {tuple(x.shape[1:])}: expected fewer strides before it") from error
+            raise ModelError(f"block {builder.number} of {text!r} ({word.kind}) does not fit a map of {tuple(x.shape[1:])}: expected a smaller kernel, or fewer strides and poolings before it") from error
     return Model(image, layers.Dense(10, activation="softmax", name="classes", dtype="float32")(x), name=name)

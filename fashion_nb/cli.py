@@ -491,7 +491,7 @@ def evaluate_command(run, split, flip_averaged, output, as_json):
     folder = evaluation.save(output or (run if run.is_dir() else run.parent))
     click.echo(evaluation.to_json().rstrip() if as_json else f"{evaluation.to_text()}\nwritten to {folder}")
 
-# %% ../nbs/11_cli.ipynb #97067d52
+# %% ../nbs/11_cli.ipynb #44eef883
 @cli.command("predict")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option("--model", type=click.Path(path_type=Path), help="A run's folder, a .keras file, or the name of a network in the package.  [default: the package's own choice]")
@@ -505,14 +505,17 @@ def predict_command(files, model, as_json):
       fashion_nb predict wardrobe/ --json
       fashion_nb predict shoe.jpg --model budget_1m
     """
-    from fashion_nb.predict import predict_files, pretrained_names
+    from fashion_nb.predict import check_pretrained, predict_files
     from fashion_nb.runs import load_model, load_run
 
+    named = model is not None and not model.exists() and len(model.parts) == 1 and not model.suffix
+    if named:
+        check_pretrained(str(model))  # a slip is refused without Keras
+    elif model is not None and not model.exists():
+        raise FashionNbError(f"there is no file or folder {model}: expected a run's folder, a .keras file, or the name of a network in the package")
     _start_keras()
-    if model is not None and str(model) in pretrained_names() and not model.exists():
-        model = str(model)
-    elif model is not None:
-        model = load_run(model) if model.is_dir() else load_model(model)
+    if model is not None:
+        model = str(model) if named else load_run(model) if model.is_dir() else load_model(model)
     answers = predict_files(files, model)
     click.echo(json.dumps(answers.to_dict(), indent=1) if as_json else answers.to_text())
     if answers.errors:
@@ -861,7 +864,7 @@ def experiments_list(results):
         done = sum(config.identity in stored for config in configs)
         click.echo(f"{name:<{width}}  {done:>3} of {len(configs):>3} stored  {grid.question}")
 
-# %% ../nbs/11_cli.ipynb #dc9b09e9
+# %% ../nbs/11_cli.ipynb #28c7cfdc
 def _outcome(
     name: str,  # of a run
     outcome,  # its `Record`, or what went wrong
@@ -902,13 +905,8 @@ def experiments_run(grid, jobs, dask, results, runs):
     if missing:
         _writable(store_folder(results), "--results")
         _start_keras()
-    at_once = [missing] if missing and (jobs > 1 or dask) else [{name: config} for name, config in missing.items()]
-    failed = 0
-    for part in at_once:
-        for name, outcome in run_grid(part, results, runs, jobs, dask).items():
-            click.echo(_outcome(name, outcome))
-            failed += isinstance(outcome, FashionNbError)
-    if failed:
+    outcomes = run_grid(missing, results, runs, jobs, dask, tell=lambda name, outcome: click.echo(_outcome(name, outcome)))
+    if any(isinstance(outcome, FashionNbError) for outcome in outcomes.values()):
         raise SystemExit(1)
 
 # %% ../nbs/11_cli.ipynb #a229a834

@@ -139,7 +139,7 @@ GRIDS["blocks"] = Grid(
     _BASE,
 )
 
-# %% ../nbs/09_experiments.ipynb #33b1c696
+# %% ../nbs/09_experiments.ipynb #f3836555
 _WIDE = _BASE | {
     "model": "conv32 pool conv64 res64 pool res96 gap", "learning_rate": 0.004, "weight_decay": 0.05, "warmup_epochs": 1.0,
     "precision": "mixed_bfloat16",
@@ -159,6 +159,7 @@ GRIDS["search"] = Grid(
         "5m_res": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "augmentation": "shift=1"},
         "31m_again": _WIDE | {"augmentation": "shift=2+erase=0.25", "teacher": "wide=0.5", "epochs": 24},
         "31m_shift1": _WIDE | {"augmentation": "shift=1", "teacher": "pair=0.5", "epochs": 20},
+        "2m_flat": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "augmentation": "shift=1"},
     },
     _BASE | {"epochs": 40, "teacher": "wide=0.7"},
     seeds=1,
@@ -193,7 +194,7 @@ def _keep(name: str, outcome, folder, data) -> Record | FashionNbError:
     except FashionNbError as error:
         return error
 
-# %% ../nbs/09_experiments.ipynb #3103dcaf
+# %% ../nbs/09_experiments.ipynb #03a25b48
 def run_grid(
     configs: dict[str, TrainConfig] | str,  # by the name of the record, or a key of `GRIDS`
     folder: Path | str | None = None,  # of the store; None is the package's own
@@ -202,6 +203,7 @@ def run_grid(
     dask=None,  # the address of a Dask scheduler: its workers train
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST
     progress: bool = True,  # show a bar
+    tell=None,  # called with the name and the outcome of each run that was missing, once it is stored
 ) -> dict[str, Record | FashionNbError]:  # for each run its record, or what went wrong
     "Train and store what is missing of a grid."
     configs = grid_configs(configs) if isinstance(configs, str) else configs
@@ -210,12 +212,14 @@ def run_grid(
     known = find_records_of(configs.values(), folder)
     outcomes = {name: known[config.identity] for name, config in configs.items() if config.identity in known}
     missing = {name: config for name, config in configs.items() if name not in outcomes}
-    batch = 1 if jobs == 1 and dask is None else len(missing)  # one at a time is stored as it ends
-    names = list(missing)
-    for start in range(0, len(names), batch or 1):
+    names, batch = list(missing), max(jobs, 1) if dask is None and isinstance(jobs, int) else len(missing) or 1  # few at a time are soon stored
+    for start in range(0, len(names), batch):
         some = names[start : start + batch]
         found = train_many([missing[name] for name in some], runs, jobs, dask, data, progress=progress)
-        outcomes |= {name: _keep(name, outcome, folder, data) for name, outcome in zip(some, found)}
+        for name, outcome in zip(some, found):
+            outcomes[name] = _keep(name, outcome, folder, data)
+            if tell:
+                tell(name, outcomes[name])
     return {name: outcomes[name] for name in configs}
 
 # %% ../nbs/09_experiments.ipynb #19fe531a

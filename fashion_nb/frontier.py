@@ -6,7 +6,7 @@
 __all__ = ['BUDGETS', 'Budget', 'budget_table', 'measure_latency', 'store_latency', 'load_latency', 'teacher_seconds', 'fastest',
            'pareto', 'plot_frontier']
 
-# %% ../nbs/09_frontier.ipynb #a01bd08b
+# %% ../nbs/09_frontier.ipynb #4de33740
 import json
 import time
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ import numpy as np
 from .data import FashionMNIST, FashionNbError, load_fashion_mnist, write_atomically
 from .distil import soft_folder
 from .models import build_model
-from .runs import describe_session, read_json
+from .runs import _cores, describe_session
 from .settings import TrainConfig, parse_teacher
 from .store import find_records_of, load_records, published_points, store_folder, summarise
 
-# %% ../nbs/09_frontier.ipynb #e27e661b
+# %% ../nbs/09_frontier.ipynb #dbef2dc6
 @dataclass(frozen=True)
 class Budget:
     "What a network may cost, and what we would like it to reach."
@@ -44,8 +44,8 @@ BUDGETS = (
 def budget_table(
     folder: Path | str | None = None,  # of the store; None is the package's own
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST
-):  # data frame, a row a budget: the best row of its group by validation, beside the target
-    "What was reached within each budget; the row is the one named 'best', which was chosen on validation."
+):  # data frame, a row a budget: its row 'best' beside the target
+    "What was reached within each budget, by the candidate that was chosen on held-out images."
     import pandas as pd
 
     rows, stored = [], load_records(folder=folder)
@@ -57,9 +57,9 @@ def budget_table(
                      **{name: one.get(name) for name in ("model", "macs", "parameters", "seeds", "epochs", "mean", "std", "low", "high", "rates")}})  # fmt: skip
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_frontier.ipynb #e53018fa
+# %% ../nbs/09_frontier.ipynb #adfa0b96
 def _compiled(model):
-    "A function of one image, compiled by the back end."
+    "A function of one image, compiled by the back end for the processor."
     import keras
 
     image = np.zeros((1, 28, 28, 1), np.float32)
@@ -81,19 +81,22 @@ def measure_latency(
     rounds: int = 20,  # each network is called `calls` times a round
     calls: int = 50,
 ) -> dict:  # JSON-ready: device, versions, and for each model the quartiles of a call in milliseconds
-    "Time networks on one image at a time, in turns."
-    asked = {name: _compiled(build_model(name)) for name in models}
-    for ask in asked.values():
-        for _ in range(10):
-            ask()
+    "Time networks on one image at a time, in turns, on the processor."
+    import keras
+
     times = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, ask in asked.items():
-            for _ in range(calls):
-                start = time.perf_counter()
+    with keras.device("cpu:0"):
+        asked = {name: _compiled(build_model(name)) for name in models}
+        for ask in asked.values():
+            for _ in range(10):
                 ask()
-                times[name].append(time.perf_counter() - start)
-    session = {key: value for key, value in describe_session().items() if key not in ("process", "seconds")}
+        for _ in range(rounds):
+            for name, ask in asked.items():
+                for _ in range(calls):
+                    start = time.perf_counter()
+                    ask()
+                    times[name].append(time.perf_counter() - start)
+    session = {key: value for key, value in describe_session(_cores()).items() if key not in ("process", "seconds")}
     quartiles = {name: [round(float(q) * 1e3, 4) for q in np.quantile(taken, (0.25, 0.5, 0.75))] for name, taken in times.items()}
     return session | {"unit": "ms for one image", "calls": rounds * calls, "quartiles": quartiles}
 
@@ -118,18 +121,23 @@ def load_latency(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FashionNbError(f"{path.name} cannot be read ({error}): measure again with store_latency") from None
 
-# %% ../nbs/09_frontier.ipynb #5cbe4d3a
+# %% ../nbs/09_frontier.ipynb #f02374aa
 def teacher_seconds(
     teacher: str,  # as in `TrainConfig`: "none", or NAME=SHARE
     folder: Path | str | None = None,  # of the store; None is the package's own
 ) -> float:  # 0 without a teacher; NaN if the training of one is not stored
     "How long the networks behind soft labels were trained, with their own teachers, each counted once."
-    seconds, waiting, place = {}, [teacher], soft_folder(None if folder is None else store_folder(folder) / "teachers")
+    place = soft_folder(None if folder is None else store_folder(folder) / "teachers")
+    seconds, asked, waiting = {}, set(), [teacher]
     while waiting:
         name, share = parse_teacher(waiting.pop())
-        if not share:
+        if not share or name in asked:
             continue
-        about = read_json(place / f"{name}.json")
+        asked.add(name)
+        try:
+            about = json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FashionNbError(f"what is known of the soft labels {name!r} cannot be read ({error}): restore {name}.json") from None
         configs = [TrainConfig.from_json(json.dumps(config)) for config in about["teachers"]]
         known = find_records_of(configs, folder)
         seconds |= {config.identity: known[config.identity].details["seconds"] if config.identity in known else np.nan for config in configs}
@@ -140,15 +148,20 @@ def teacher_seconds(
 def fastest(
     table,  # of `leaderboard`
     accuracies,  # to be reached on test by the mean of at least three seeds
-):  # data frame, a row an accuracy: the row that needs the least time for it, if any
-    "Which row of the store is soonest at an accuracy."
+    device: str,  # as the column "device" calls it
+    taught: bool = True,  # also rows with a teacher, whose seconds come on top
+):  # data frame, a row an accuracy: the row that needs the least time for it, if any; "total" has the teachers' seconds in it
+    "Which row of the store is soonest at an accuracy, teachers included."
     import pandas as pd
 
+    table = table[(table.seeds >= 3) & (table.device == device) & (taught | (table.teacher == "none"))]
+    owed = table.teacher.map({teacher: teacher_seconds(teacher) for teacher in table.teacher.unique()})
+    table = table.assign(total=table.seconds + owed).sort_values("total")
     rows = []
     for accuracy in accuracies:
-        able = table[(table["mean"] >= accuracy) & (table.seeds >= 3)].sort_values("seconds")
+        able = table[table["mean"] >= accuracy]
         one = able.iloc[0].to_dict() if len(able) else {}
-        rows.append({"accuracy": accuracy, **{name: one.get(name) for name in ("row", "seconds", "teacher", "mean", "std", "seeds", "device")}})
+        rows.append({"accuracy": accuracy, **{name: one.get(name) for name in ("row", "seconds", "total", "teacher", "mean", "std", "seeds")}})
     return pd.DataFrame(rows)
 
 # %% ../nbs/09_frontier.ipynb #59d531f9
@@ -168,7 +181,7 @@ def pareto(
             kept.append(place)
     return np.array(kept, dtype=int)
 
-# %% ../nbs/09_frontier.ipynb #4bcf9050
+# %% ../nbs/09_frontier.ipynb #37ccc095
 _MARKS = {
     "": ("s", "published"),
     "old data": ("v", "published, on the data before its repair"),
@@ -216,6 +229,7 @@ def plot_frontier(
     x: str = "macs",  # macs, parameters or latency
     ax=None,  # matplotlib axes; None makes them
     names: dict[str, str] | None = None,  # rows to name: text
+    worst: float = 0.2,  # rows with a higher error are left out
 ):  # the axes
     "Test error against cost, ours and published."
     import matplotlib.pyplot as plt
@@ -223,12 +237,14 @@ def plot_frontier(
     from matplotlib.ticker import NullFormatter, PercentFormatter
 
     ax = plt.subplots(figsize=(8.5, 6))[1] if ax is None else ax
-    table = table[table[x].notna()]
+    table = table[table[x].notna() & (table["mean"] >= 1 - worst)]
     points = published_points() if x in ("macs", "parameters") else published_points()[:0]
-    bars = [table["mean"] - table.low, table.high - table["mean"]]
-    shown = [ax.errorbar(table[x], 1 - table["mean"], yerr=bars[::-1], fmt="o", ms=4, color="#0072B2", ecolor="#0072B240", lw=1, label="ours, 95 % interval")]
-    best = table.iloc[pareto(table[x].to_numpy(float), table["mean"].to_numpy(float))]
-    shown += ax.plot(best[x], 1 - best["mean"], "-", color="#0072B2", lw=1, label="ours, not beaten by a cheaper one")
+    several, shown = table.seeds >= 3, []
+    for some, size, text in ((table[several], 5, "ours, three seeds or more, 95 % interval"), (table[~several], 2.5, "ours, one or two seeds")):
+        bars = [some.high - some["mean"], some["mean"] - some.low]
+        shown.append(ax.errorbar(some[x], 1 - some["mean"], yerr=bars, fmt="o", ms=size, color="#0072B2", ecolor="#0072B240", lw=1, label=text))
+    best = table[several].iloc[pareto(table[several][x].to_numpy(float), table[several]["mean"].to_numpy(float))]
+    shown += ax.plot(best[x], 1 - best["mean"], "-", color="#0072B2", lw=1, label="ours, three seeds or more, not beaten by a cheaper one")
     known = points[x].notna() if len(points) else slice(0)
     ax.set(xscale="log", yscale="log", xlabel=_AXES[x], ylabel="test error", yticks=_ERRORS)
     if len(points):

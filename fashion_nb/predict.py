@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_PIXELS', 'FEWEST', 'SUFFIXES', 'LARGEST_SIDE', 'CLOSE', 'FALSE_ALARMS', 'MOST_BYTES', 'HELD_OUT',
            'PredictError', 'Step', 'prepare', 'Novelty', 'fit_novelty', 'ship', 'shipped_details', 'load_shipped',
-           'load_novelty', 'ship_weights', 'pretrained_names', 'load_pretrained', 'Prediction', 'predict', 'plot_steps',
-           'Predictions', 'predict_files']
+           'load_novelty', 'ship_weights', 'pretrained_names', 'check_pretrained', 'load_pretrained', 'Prediction',
+           'predict', 'plot_steps', 'Predictions', 'predict_files']
 
 # %% ../nbs/08_predict.ipynb #68c45bbf
 import functools
@@ -480,7 +480,16 @@ def pretrained_names(
     "The networks that `load_pretrained` knows, besides the one that `predict` takes by itself."
     return sorted(path.stem for path in _pretrained(folder).glob("*.json") if path.stem not in _RESERVED)
 
-# %% ../nbs/08_predict.ipynb #85d64ea0
+# %% ../nbs/08_predict.ipynb #ea60496d
+def check_pretrained(
+    name: str,  # perhaps one of `pretrained_names()`
+    folder: Path | str | None = None,  # None is the package's own
+) -> None:  # nothing; `PredictError` for another name
+    "Refuse a name that no network in the package has."
+    if name not in (known := pretrained_names(folder)):
+        raise PredictError(f"no network {name!r} comes with the package: expected one of {', '.join(known) or 'none yet'}")
+
+
 def load_pretrained(
     name: str | None = None,  # one of `pretrained_names()`; None is the network that `predict` takes by itself
     folder: Path | str | None = None,  # None is the package's own
@@ -488,8 +497,7 @@ def load_pretrained(
     "Build a network that comes with the package, with its trained weights; an unknown name raises `PredictError`."
     if name is None:
         return load_shipped(folder)
-    if name not in pretrained_names(folder):
-        raise PredictError(f"no network {name!r} comes with the package: expected one of {', '.join(pretrained_names(folder)) or 'none yet'}")
+    check_pretrained(name, folder)
     path = _pretrained(folder) / f"{name}.npz"
     try:
         details = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

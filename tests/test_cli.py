@@ -40,6 +40,8 @@ def fashion_nb(*arguments, cwd=None, timeout=300, **environment):
         (["train", "--model", "stride_9"], "expected one of stride_1, stride_2"),
         (["train", "--validation-size", "60000"], "validation_size is 60000"),
         (["evaluate", "/no/such/run"], "/no/such/run does not exist"),
+        (["predict", "shoe.png", "--model", "budget_9m"], "no network 'budget_9m' comes with the package: expected one of budget_1m"),
+        (["predict", "shoe.png", "--model", "no.keras"], "there is no file or folder no.keras: expected a run's folder, a .keras file, or"),
         (["report", "--batch-size", "1.5"], "'1.5' is not a valid integer"),
         (["report", "--output", "/dev/null/report"], "cannot be written"),
     ],

@@ -1,5 +1,6 @@
 """The store: whole records or none, one clear sentence for each damage, and figures that follow from the answers."""
 import errno
+import hashlib
 import io
 import json
 import math
@@ -17,7 +18,9 @@ from small_runs import made_data, made_split
 import fashion_nb.store
 from fashion_nb.cost import model_cost
 from fashion_nb.data import Split
+from fashion_nb.distil import soft_labels_hash
 from fashion_nb.evaluate import evaluate, from_half, to_half
+from fashion_nb.experiments import GRIDS
 from fashion_nb.models import build_model
 from fashion_nb.runs import data_hashes, load_run
 from fashion_nb.settings import TrainConfig
@@ -76,6 +79,7 @@ def fake(store, name, answers, config=SMALL, **changes):
     details |= {"config": asdict(replace(config, seed=seed)), "metrics": {"images": len(answers), "right": right, "hit_rate": right / len(answers)}} | changes
     (store / name).parent.mkdir(exist_ok=True, parents=True)
     write_answers(store / f"{name}.npz", to_half(answers.astype(np.float32)))
+    details["answers_sha256"] = hashlib.sha256((store / f"{name}.npz").read_bytes()).hexdigest()
     (store / f"{name}.json").write_text(json.dumps(details))
 
 
@@ -206,6 +210,37 @@ def test_storing_counts_as_opening_the_test_images(run, tmp_path):
     assert len(load_run(run.folder).record["test_opened"]) == before + 1
 
 
+def test_a_name_is_not_taken_by_other_settings(store, run, tmp_path):
+    fake(store, NAME, answers_with(7), replace(SMALL, epochs=9))
+    before = {name: (store / name).read_bytes() for name in names(store)}
+    with pytest.raises(StoreError, match=f"{NAME} is stored already, with other settings: choose another name, or delete its two files"):
+        store_run(run, NAME, store, made_data())
+    assert {name: (store / name).read_bytes() for name in names(store)} == before
+    assert len(run.record.get("test_opened", ())) == len(load_run(run.folder).record.get("test_opened", ()))  # refused before they were opened
+
+
+def test_a_run_may_be_stored_again(store, run):
+    (store / f"{NAME}.npz").unlink()
+    assert store_run(run, NAME, store, made_data()).details["test_opened"] == 2
+    assert load_records(folder=store)[0].probabilities.shape == (50, 10)
+
+
+def test_answers_without_their_record_are_noticed(store, run, monkeypatch):
+    "Cut off between the two files: the old record does not speak for the new answers."
+    real = fashion_nb.store.write_atomically
+    monkeypatch.setattr(fashion_nb.store, "to_half", lambda answers: np.roll(to_half(answers), 1, axis=1))
+    monkeypatch.setattr(fashion_nb.store, "write_atomically", lambda path, content: real(path, content) if path.suffix == ".npz" else os._exit)
+    store_run(run, NAME, store, made_data())
+    with pytest.raises(StoreError, match="not those that were stored with it"):
+        load_records(folder=store)[0].probabilities
+
+
+def test_a_name_is_made_from_the_settings(tmp_path):
+    records = [run_experiment(replace(SMALL, epochs=1, seed=seed), None, tmp_path / "store", tmp_path / "runs", made_data(), progress=False) for seed in (0, 1)]
+    assert len({record.row for record in records}) == 1 and [record.name[-6:] for record in records] == ["-seed0", "-seed1"]
+    assert leaderboard(folder=tmp_path / "store", data=made_data()).seeds.tolist() == [2]
+
+
 # Damage
 
 
@@ -259,7 +294,7 @@ def test_damaged_answers(damage, store):
     ANSWERS[damage](store / f"{NAME}.npz")
     (record,) = load_records(folder=store)
     for read in (lambda: record.probabilities, lambda: record.evaluation(made_data()), lambda: leaderboard(folder=store, data=made_data())):
-        with pytest.raises(StoreError, match=f"^the answers of {NAME} .*small-seed0.npz") as error:
+        with pytest.raises(StoreError, match=rf"^the answers of {NAME} cannot be used \(.*\): restore {NAME}.json and .npz, or delete both and run it again$") as error:
             read()
         assert "\n" not in str(error.value)
 
@@ -280,7 +315,8 @@ def test_answers_with_any_byte_changed(kept, tmp_path_factory, data):
     except StoreError as error:
         assert "\n" not in str(error)
     else:
-        assert found.shape == (50, 10)
+        assert (folder / f"{NAME}.npz").read_bytes() == sound  # the bytes that were drawn were those that stood there
+        np.testing.assert_array_equal(found, load_records(folder=kept / "store")[0].probabilities)
 
 
 def without(key, inner=None):
@@ -301,7 +337,7 @@ RECORDS = {
     "deep": "[" * 100_000,
     "bytes": b"\xff\xfe{}",
     "nothing": "{}",
-    **{f"without {key}": without(key) for key in ("config", "history", "device", "backend", "versions", "commit", "data", "started", "seconds", "metrics")},
+    **{f"without {key}": without(key) for key in ("config", "history", "device", "backend", "versions", "commit", "data", "started", "seconds", "metrics", "answers_sha256")},
     "no right": without("right", "metrics"),
     "no images": without("images", "metrics"),
     "no hit rate": without("hit_rate", "metrics"),
@@ -327,7 +363,7 @@ def test_damaged_records(damage, store):
     before = names(store)
     for read in (lambda: load_records(folder=store), lambda: find_records_of([SMALL], store), lambda: leaderboard(folder=store, data=made_data()),
                  lambda: reproduce(NAME, store, store / "runs", made_data(), progress=False)):  # fmt: skip
-        with pytest.raises(StoreError, match=rf"(?s)^the stored result {NAME} cannot be used \(.*\): restore {NAME}.json, or run it again$") as error:
+        with pytest.raises(StoreError, match=rf"(?s)^the stored result {NAME} cannot be used \(.*\): restore {NAME}.json and .npz, or delete both and run it again$") as error:
             read()
         assert "\n" not in str(error.value)
     assert names(store) == before
@@ -387,8 +423,10 @@ def test_seeds_of_different_settings_are_no_row(store):
 
 @pytest.mark.parametrize("test", [Split(made_data().test.images[:40], made_data().test.labels[:40]), made_split(50, 2)])
 def test_answers_to_other_test_images_are_not_judged(test, store):
-    with pytest.raises(StoreError, match="other test images"):
-        leaderboard(folder=store, data=replace(made_data(), test=test))
+    other = replace(made_data(), test=test)
+    for judge in (lambda: leaderboard(folder=store, data=other), lambda: load_records(folder=store)[0].evaluation(other)):
+        with pytest.raises(StoreError, match="other test images"):
+            judge()
 
 
 def test_an_empty_store(tmp_path):
@@ -408,7 +446,7 @@ def test_the_same_answers_again(store, tmp_path):
     found = reproduce("made/small", store, tmp_path / "runs", made_data(), progress=False)
     right = json.loads((store / f"{NAME}.json").read_text())["metrics"]["right"]
     assert (found.name, found.right_before, found.right_now, found.same_answers, found.images) == (NAME, right, right, 50, 50)
-    assert found.agrees and found.p_value == 1 and "the same answer to every image" in found.to_text()
+    assert found.agrees and found.p_value == 1 and "the same answer to every image" in found.to_text() and found.largest_difference < 1e-3
     assert names(store) == [f"{NAME}.json", f"{NAME}.npz"]
 
 
@@ -416,6 +454,20 @@ def test_a_difference_is_told(store, tmp_path):
     fake(store, NAME, answers_with(0))
     found = reproduce(NAME, store, tmp_path / "runs", made_data(), progress=False)
     assert found.right_before == 0 and not found.agrees and found.to_text().endswith("; that is more than chance explains")
+
+
+def test_it_is_trained_beside_what_lies_there(store, tmp_path):
+    (tmp_path / "runs/again-made-small-seed0-1").mkdir(parents=True)
+    (tmp_path / "runs/again-made-small-seed0-1/notes.txt").write_text("mine")
+    reproduce(NAME, store, tmp_path / "runs", made_data(), progress=False)
+    assert [path.name[-2:] for path in sorted((tmp_path / "runs").iterdir())] == ["-1", "-2"]
+    assert [path.name for path in (tmp_path / "runs/again-made-small-seed0-1").iterdir()] == ["notes.txt"]
+
+
+def test_the_first_seed_is_the_lowest(store, tmp_path):
+    for seed in (10, 2):
+        fake(store, f"made/many-seed{seed}", answers_with(20))
+    assert reproduce("made/many", store, tmp_path / "runs", made_data(), progress=False).name == "made/many-seed2"
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -442,7 +494,11 @@ SHIPPED = sorted(path.relative_to(store_folder()).with_suffix("").as_posix() for
 @pytest.mark.parametrize("name", SHIPPED or [pytest.param("", marks=pytest.mark.skip(reason="nothing is stored yet"))])
 def test_a_stored_record_of_the_package(name, data):
     record = fashion_nb.store._read(store_folder(), name)
-    assert record.details["data"] == {"train_sha256": hashes(data, "train"), "test_sha256": hashes(data, "test")}
+    known = {"train_sha256": hashes(data, "train"), "test_sha256": hashes(data, "test")}
+    if (soft := soft_labels_hash(record.config.teacher, known["train_sha256"])):
+        known["soft_labels_sha256"] = soft
+    assert record.details["data"] == known and record.details["test_opened"] == 1
+    assert GRIDS[record.group].configs(record.group)[name] == record.config  # what the grid of that name asks for
     found, told = record.evaluation(data), record.details["metrics"]
     assert (told["images"], told["right"], told["hit_rate"]) == (10_000, found.right, pytest.approx(found.right / 10_000))
     assert told["negative_log_likelihood"] == pytest.approx(found.negative_log_likelihood, abs=2e-5)
