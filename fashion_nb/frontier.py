@@ -6,7 +6,7 @@
 __all__ = ['BUDGETS', 'Budget', 'budget_table', 'measure_latency', 'store_latency', 'load_latency', 'teacher_seconds', 'fastest',
            'pareto', 'plot_frontier']
 
-# %% ../nbs/09_frontier.ipynb #4de33740
+# %% ../nbs/09_frontier.ipynb #961a8341
 import json
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .data import FashionMNIST, FashionNbError, load_fashion_mnist, write_atomically
-from .distil import soft_folder
+from .distil import about_soft_labels
 from .models import build_model
 from .runs import _cores, describe_session
 from .settings import TrainConfig, parse_teacher
@@ -121,24 +121,20 @@ def load_latency(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FashionNbError(f"{path.name} cannot be read ({error}): measure again with store_latency") from None
 
-# %% ../nbs/09_frontier.ipynb #f02374aa
+# %% ../nbs/09_frontier.ipynb #848ce873
 def teacher_seconds(
     teacher: str,  # as in `TrainConfig`: "none", or NAME=SHARE
     folder: Path | str | None = None,  # of the store; None is the package's own
 ) -> float:  # 0 without a teacher; NaN if the training of one is not stored
     "How long the networks behind soft labels were trained, with their own teachers, each counted once."
-    place = soft_folder(None if folder is None else store_folder(folder) / "teachers")
+    place = None if folder is None else store_folder(folder) / "teachers"
     seconds, asked, waiting = {}, set(), [teacher]
     while waiting:
         name, share = parse_teacher(waiting.pop())
         if not share or name in asked:
             continue
         asked.add(name)
-        try:
-            about = json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FashionNbError(f"what is known of the soft labels {name!r} cannot be read ({error}): restore {name}.json") from None
-        configs = [TrainConfig.from_json(json.dumps(config)) for config in about["teachers"]]
+        configs = [TrainConfig.from_json(json.dumps(config)) for config in about_soft_labels(name, place)["teachers"]]
         known = find_records_of(configs, folder)
         seconds |= {config.identity: known[config.identity].details["seconds"] if config.identity in known else np.nan for config in configs}
         waiting += [config.teacher for config in configs]

@@ -462,24 +462,23 @@ def find_record(
         raise TrainError(f"the folder {folder} holds a run of other settings ({changes}): name another folder")
     return read_json(folder / "record.json") if (folder / "record.json").exists() else None
 
-# %% ../nbs/07_train.ipynb #5425bf6a
+# %% ../nbs/07_train.ipynb #d62cc612
 def _start_record(
     record: dict | None,  # of earlier sittings
-    config: TrainConfig,
+    soft: str | None,  # SHA-256 of the teacher's soft labels
     data: FashionMNIST,  # what is trained on
     parts: tuple[np.ndarray, np.ndarray],  # rows to train on, rows held out
     device: str,  # its name
 ) -> dict:  # with a new session at its end
     "The record at the start of a sitting; other images or soft labels than before raise `TrainError`."
     hashes = data_hashes(data.train)
-    soft = soft_labels_hash(config.teacher, hashes)
     if record is None:
         record = {"data": {"source": data.source, "train_sha256": hashes, **({"soft_labels_sha256": soft} if soft else {})}, "sessions": []}
         record |= {"training_images": len(parts[0]), "validation_images": len(parts[1])}
     elif record["data"]["train_sha256"] != hashes:
         raise TrainError("the run was begun on other training images than these: expected the same data; train into a new folder")
     elif record["data"].get("soft_labels_sha256", soft) != soft:
-        raise TrainError(f"the run was begun with other soft labels than those of {config.teacher}: restore them, or train into a new folder")
+        raise TrainError(f"the run was begun with other soft labels than these: restore them, or train into a new folder")
     session = describe_session(device)
     record["sessions"].append(session)
     return record | {name: session[name] for name in ("started", "device", "backend", "versions", "git_commit")}
@@ -514,7 +513,7 @@ def _train_on(
     prune(folder, history)
     save_model(build_from(config, state), folder / "model.keras")
 
-# %% ../nbs/07_train.ipynb #b386b380
+# %% ../nbs/07_train.ipynb #9bd14384
 def train(
     config: TrainConfig,  # what to train, and how
     folder: Path | str | None = None,  # None: runs/<model>-seed<seed>-<identity of the settings>
@@ -530,6 +529,7 @@ def train(
         return load_run(folder)
     data = load_fashion_mnist() if data is None else data
     parts, wishes = _parts(data.train.labels, config), beliefs(data.train.labels, config.teacher)
+    soft = soft_labels_hash(config.teacher, data_hashes(data.train))
     with placed(config, len(parts[0]), len(parts[1])) as device:
         _make(folder)
         with only_here(folder):
@@ -538,7 +538,7 @@ def train(
                 return load_run(folder)
             sweep(folder)
             write_whole(folder / "config.json", config.to_json())
-            with recorded(folder, _start_record(record, config, data, parts, device)) as write:
+            with recorded(folder, _start_record(record, soft, data, parts, device)) as write:
                 _train_on(config, folder, data, parts, wishes, write, progress)
     return load_run(folder)
 

@@ -121,7 +121,7 @@ def test_the_time_of_teachers_counts_each_once(tmp_path):
     assert teacher_seconds("pair=0.7") == pytest.approx(seconds["teacher/wide-seed0"] + seconds["search/31m_again-seed0"])  # which 'wide' has taught
     shutil.copytree(store_folder() / "teachers", tmp_path / "teachers")
     assert np.isnan(teacher_seconds("pair=0.7", tmp_path))
-    with pytest.raises(FashionNbError, match="soft labels .nobody. cannot be read .*restore nobody.json"):
+    with pytest.raises(FashionNbError, match="soft labels .nobody. cannot be read .*: restore nobody.json"):
         teacher_seconds("nobody=0.5", tmp_path)
 
 

@@ -13,8 +13,9 @@ from small_runs import made_data
 import fashion_nb.distil
 import fashion_nb.settings
 from fashion_nb.augment import parse_augmentation
+from fashion_nb.data import Split
 from fashion_nb.models import list_models
-from fashion_nb.runs import latest_checkpoint
+from fashion_nb.runs import data_hashes, latest_checkpoint
 from fashion_nb.settings import OPTIMIZERS, SCHEDULES, TrainConfig, TrainError, make_optimizer, parse_teacher, schedule_share
 from fashion_nb.train import train
 
@@ -49,6 +50,7 @@ def soft_labels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
     rows = np.random.default_rng(0).dirichlet(np.full(10, 0.3), len(made_data().train))
     np.savez_compressed(folder / "wide.npz", probabilities=rows.astype(np.float16))
+    (folder / "wide.json").write_text(json.dumps({"teachers": [], "views": 1, "seed": 0, "train_sha256": data_hashes(made_data().train)}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fashion_nb.distil, "soft_folder", lambda asked=None: folder)
         yield folder
@@ -349,14 +351,33 @@ def test_the_default_identity_is_written_down():
 
 def test_missing_soft_labels_are_named_and_the_folder_can_be_used_again(soft_labels, tmp_path):
     config = dataclasses.replace(BASE, epochs=1, teacher="nobody=0.5")
-    with pytest.raises(TrainError, match="the soft labels 'nobody' cannot be read .*: expected one of wide, or make them with make_soft_labels") as error:
+    with pytest.raises(TrainError, match="the soft labels 'nobody' cannot be read .*: restore them, or choose others; there are wide") as error:
         train(config, tmp_path / "run", made_data(), progress=False)
     assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.npz")) and not list(tmp_path.rglob("*.keras"))
     (soft_labels / "nobody.npz").write_bytes((soft_labels / "wide.npz").read_bytes())
     try:
+        with pytest.raises(TrainError, match="restore nobody.json, or make new ones"):
+            train(config, tmp_path / "run", made_data(), progress=False)
+        assert not (tmp_path / "run").exists()
+        (soft_labels / "nobody.json").write_bytes((soft_labels / "wide.json").read_bytes())
         assert trained(config, tmp_path / "run")[1].status == "finished"
     finally:
-        (soft_labels / "nobody.npz").unlink()
+        for path in soft_labels.glob("nobody.*"):
+            path.unlink()
+
+
+def test_soft_labels_of_other_images_are_refused(soft_labels, tmp_path):
+    other = dataclasses.replace(made_data(), train=Split(made_data().train.images[::-1], made_data().train.labels))
+    with pytest.raises(TrainError, match="the soft labels 'wide' were made from other images than these"):
+        train(dataclasses.replace(BASE, epochs=1, teacher="wide=0.5"), tmp_path / "run", other, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_taught_run_knows_its_soft_labels(soft_labels, tmp_path):
+    config = dataclasses.replace(BASE, epochs=1, teacher="wide=0.5")
+    run = trained(config, tmp_path / "run")[1]
+    assert run.record["data"]["soft_labels_sha256"] == hashlib.sha256((soft_labels / "wide.npz").read_bytes()).hexdigest()
+    assert "soft_labels_sha256" not in trained(dataclasses.replace(BASE, epochs=1), tmp_path / "alone")[1].record["data"]
 
 
 def write_soft(path, array):
