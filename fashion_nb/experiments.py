@@ -70,13 +70,13 @@ GRIDS["augmentation"] = Grid(
     {**_QUICK, "epochs": 8},
 )
 
-# %% ../nbs/09_experiments.ipynb #34e45869
+# %% ../nbs/09_experiments.ipynb #4dfdea1a
 _WORDS = "conv20v conv40v/2 conv80v/2 flat"  # stride_2 in words, with batch normalisation
 GRIDS["normalisation"] = Grid(
     "What do batch normalisation and dropout do to the stride-2 net?",
     {f"{norm}-drop{drop}": {"model": f"{'bare ' * (norm == 'bare')}{_WORDS} {f'drop{drop} ' if drop else ''}dense100{f' drop{drop}' if drop else ''}"}
      for norm in ("bare", "norm") for drop in (0, 0.3)},
-    _QUICK | {"precision": "float32"},  # normalisation in half precision takes several times as long on two cores
+    _QUICK | {"precision": "float32"},
 )  # fmt: skip
 GRIDS["filters"] = Grid(
     "How many convolutions, and how many filters?",
