@@ -462,7 +462,7 @@ def find_record(
         raise TrainError(f"the folder {folder} holds a run of other settings ({changes}): name another folder")
     return read_json(folder / "record.json") if (folder / "record.json").exists() else None
 
-# %% ../nbs/07_train.ipynb #d62cc612
+# %% ../nbs/07_train.ipynb #aa6e6621
 def _start_record(
     record: dict | None,  # of earlier sittings
     soft: str | None,  # SHA-256 of the teacher's soft labels
@@ -478,7 +478,7 @@ def _start_record(
     elif record["data"]["train_sha256"] != hashes:
         raise TrainError("the run was begun on other training images than these: expected the same data; train into a new folder")
     elif record["data"].get("soft_labels_sha256", soft) != soft:
-        raise TrainError(f"the run was begun with other soft labels than these: restore them, or train into a new folder")
+        raise TrainError("the run was begun with other soft labels than these: restore them, or train into a new folder")
     session = describe_session(device)
     record["sessions"].append(session)
     return record | {name: session[name] for name in ("started", "device", "backend", "versions", "git_commit")}

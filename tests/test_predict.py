@@ -13,7 +13,7 @@ from PIL import Image
 from fashion_nb import predict as module
 from fashion_nb.data import CLASS_NAMES
 from fashion_nb.predict import (
-    FALSE_ALARMS, PredictError, load_novelty, load_shipped, predict, predict_files, prepare, shipped_details,
+    FALSE_ALARMS, PredictError, load_novelty, load_shipped, predict, predict_files, prepare, pretrained_names, shipped_details,
 )  # fmt: skip
 
 
@@ -208,6 +208,8 @@ def test_false_alarms_and_what_is_caught(data):
 def test_the_shipped_network_is_small_and_good(data):
     folder = module._pretrained()
     assert sum((folder / name).stat().st_size for name in ("model.npz", "model.json", "novelty.npz")) < 1_000_000
+    for name in pretrained_names():  # each of the others is held to the same
+        assert sum((folder / f"{name}.{kind}").stat().st_size for kind in ("npz", "json")) < 1_000_000
     details = shipped_details()
     assert details["history"] and details["record"]["data"]["train_sha256"] and "test split was not used" in details["note"]
     found = module._ask(load_shipped(), data.test.images[:2_000, ..., 0]).argmax(axis=1)
