@@ -139,7 +139,7 @@ GRIDS["blocks"] = Grid(
     _BASE,
 )
 
-# %% ../nbs/09_experiments.ipynb #f3836555
+# %% ../nbs/09_experiments.ipynb #96d903a1
 _WIDE = _BASE | {
     "model": "conv32 pool conv64 res64 pool res96 gap", "learning_rate": 0.004, "weight_decay": 0.05, "warmup_epochs": 1.0,
     "precision": "mixed_bfloat16",
@@ -160,6 +160,8 @@ GRIDS["search"] = Grid(
         "31m_again": _WIDE | {"augmentation": "shift=2+erase=0.25", "teacher": "wide=0.5", "epochs": 24},
         "31m_shift1": _WIDE | {"augmentation": "shift=1", "teacher": "pair=0.5", "epochs": 20},
         "2m_flat": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "augmentation": "shift=1"},
+        "2m_late": {"model": "conv8 conv16/2 conv32/2 res32 conv48/2 conv48 flat", "augmentation": "shift=1"},
+        "5m_late": {"model": "conv16 conv32/2 conv48/2 res48 conv48/2 flat", "augmentation": "shift=1", "precision": "mixed_bfloat16"},
     },
     _BASE | {"epochs": 40, "teacher": "wide=0.7"},
     seeds=1,
