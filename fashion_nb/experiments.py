@@ -139,7 +139,7 @@ GRIDS["blocks"] = Grid(
     _BASE,
 )
 
-# %% ../nbs/09_experiments.ipynb #96d903a1
+# %% ../nbs/09_experiments.ipynb #9b0cb905
 _WIDE = _BASE | {
     "model": "conv32 pool conv64 res64 pool res96 gap", "learning_rate": 0.004, "weight_decay": 0.05, "warmup_epochs": 1.0,
     "precision": "mixed_bfloat16",
@@ -162,16 +162,17 @@ GRIDS["search"] = Grid(
         "2m_flat": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "augmentation": "shift=1"},
         "2m_late": {"model": "conv8 conv16/2 conv32/2 res32 conv48/2 conv48 flat", "augmentation": "shift=1"},
         "5m_late": {"model": "conv16 conv32/2 conv48/2 res48 conv48/2 flat", "augmentation": "shift=1", "precision": "mixed_bfloat16"},
+        "1m_late": {"model": "conv8 conv16/2 conv24/2 conv24 conv48/2 flat", "augmentation": "shift=1"},
     },
     _BASE | {"epochs": 40, "teacher": "wide=0.7"},
     seeds=1,
 )
 
-# %% ../nbs/09_experiments.ipynb #d107e4ee
+# %% ../nbs/09_experiments.ipynb #6b83e58c
 _FINAL = _BASE | {"validation_size": 0, "augmentation": "shift=1"}
 for _group, _settings in {
     "budget_1m": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "epochs": 60, "teacher": "pair=0.7"},
-    "budget_2m": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "epochs": 48, "teacher": "duo=0.7"},
+    "budget_2m": {"model": "conv8 conv16/2 conv32/2 res32 conv48/2 conv48 flat", "epochs": 48, "teacher": "duo=0.7"},
     "budget_5m": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "epochs": 30, "teacher": "duo=0.7"},
     "budget_31m": _WIDE | {"augmentation": "shift=1", "epochs": 20, "teacher": "duo=0.5"},
 }.items():

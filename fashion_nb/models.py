@@ -296,7 +296,7 @@ _ZOO |= {
     )
 }
 
-# %% ../nbs/02_models.ipynb #a4de09f5
+# %% ../nbs/02_models.ipynb #d57426c9
 _ZOO |= {
     name: ModelInfo(
         name,
@@ -306,7 +306,7 @@ _ZOO |= {
     )
     for name, budget, text in (
         ("budget_1m", "1 M", "conv16k4/2 conv32/2 conv32 conv48/2 flat"),
-        ("budget_2m", "2.08 M", "conv16k4/2 conv32/2 res32 conv48/2 res48 flat"),
+        ("budget_2m", "2.08 M", "conv8 conv16/2 conv32/2 res32 conv48/2 conv48 flat"),
         ("budget_5m", "5 M", "conv32k4/2 conv48/2 res48 res48 gap"),
         ("budget_31m", "31 M", "conv32 pool conv64 res64 pool res96 gap"),
     )
