@@ -168,15 +168,20 @@ GRIDS["search"] = Grid(
     seeds=1,
 )
 
-# %% ../nbs/09_experiments.ipynb #acfac5e1
+# %% ../nbs/09_experiments.ipynb #801b76c6
 _FINAL = _BASE | {"validation_size": 0, "augmentation": "shift=1"}
 for _group, _settings in {
-    "budget_1m": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "epochs": 60, "teacher": "pair=0.7"},
+    "budget_1m": {"model": "conv8 conv16/2 conv24/2 conv24 conv48/2 flat", "epochs": 48, "teacher": "duo=0.7"},
     "budget_2m": {"model": "conv8 conv16/2 conv32/2 res32 conv48/2 conv48 flat", "epochs": 48, "teacher": "duo=0.7"},
     "budget_5m": {"model": "conv16 conv32/2 conv48/2 res48 conv48/2 flat", "epochs": 40, "teacher": "duo=0.7", "precision": "mixed_bfloat16"},
     "budget_31m": _WIDE | {"augmentation": "shift=1", "epochs": 20, "teacher": "duo=0.5"},
 }.items():
     GRIDS[_group] = Grid("What does the best candidate reach within its budget?", {"best": _settings}, _FINAL, seeds=5)
+GRIDS["budget_1m_before"] = Grid(
+    "What did the candidate for one million MACs reach that was best before a better one was found?",
+    {"flat": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "epochs": 60, "teacher": "pair=0.7"}},
+    _FINAL,
+)
 
 # %% ../nbs/09_experiments.ipynb #d0d4a8ea
 def grid_configs(

@@ -296,7 +296,7 @@ _ZOO |= {
     )
 }
 
-# %% ../nbs/02_models.ipynb #d43516ac
+# %% ../nbs/02_models.ipynb #e06fd4cc
 _ZOO |= {
     name: ModelInfo(
         name,
@@ -305,7 +305,7 @@ _ZOO |= {
         lambda name, rescale, text=text: build_blocks(text, name, rescale),
     )
     for name, budget, text in (
-        ("budget_1m", "1 M", "conv16k4/2 conv32/2 conv32 conv48/2 flat"),
+        ("budget_1m", "1 M", "conv8 conv16/2 conv24/2 conv24 conv48/2 flat"),
         ("budget_2m", "2.08 M", "conv8 conv16/2 conv32/2 res32 conv48/2 conv48 flat"),
         ("budget_5m", "5 M", "conv16 conv32/2 conv48/2 res48 conv48/2 flat"),
         ("budget_31m", "31 M", "conv32 pool conv64 res64 pool res96 gap"),
