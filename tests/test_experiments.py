@@ -111,7 +111,7 @@ def test_each_network_of_the_grids_can_be_built():
 
 
 def test_an_unknown_grid():
-    with pytest.raises(ExperimentError, match="there is no grid 'none': expected one of published_recipe, "):
+    with pytest.raises(ExperimentError, match="there is no grid 'none': expected one of published_nets, "):
         grid_configs("none")
     with pytest.raises(ExperimentError):
         run_grid("none")
@@ -379,7 +379,7 @@ BAD = [
     (["leaderboard", "none"], "there are no stored results of 'none': expected one of tried"),
     (["leaderboard", "tried", "more"], "unexpected extra argument"),
     (["reproduce", "tried/none"], "there is no stored result 'tried/none': expected one of tried/fast, tried/slow"),
-    (["experiments", "run", "none"], "there is no grid 'none': expected one of published_recipe"),
+    (["experiments", "run", "none"], "there is no grid 'none': expected one of published_nets"),
     (["experiments", "run", "dense", "--jobs", "0"], "0 is not in the range"),
     (["experiments", "run", "dense", "--jobs", "two"], "'two' is not a valid integer"),
     (["experiments", "walk"], "No such command 'walk'"),
