@@ -415,6 +415,12 @@ def test_mean_deviation_and_interval_by_hand(store):
     assert (row["parameters"], row["macs"]) == (model.count_params(), model_cost(model).total.macs)
 
 
+def test_a_row_of_two_devices_names_both(store):
+    for seed, device in enumerate(("CPU, 2 cores", "CPU, 1 core", "CPU, 2 cores")):
+        fake(store, f"made/small-seed{seed}", answers_with(40), device=device)
+    assert leaderboard(folder=store, data=made_data()).device.tolist() == ["CPU, 1 core and CPU, 2 cores"]
+
+
 def test_seeds_of_different_settings_are_no_row(store):
     fake(store, "made/small-seed1", answers_with(20), replace(SMALL, epochs=9))
     with pytest.raises(StoreError, match="the seeds of made/small were trained with different settings"):
