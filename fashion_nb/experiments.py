@@ -6,24 +6,24 @@
 __all__ = ['GRIDS', 'ExperimentError', 'Grid', 'grid_configs', 'run_grid', 'grid_table', 'gains', 'plot_grid', 'plot_scale',
            'remake_soft_labels']
 
-# %% ../nbs/09_experiments.ipynb #063a7363
+# %% ../nbs/09_experiments.ipynb #e4ea359c
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .data import FashionMNIST, FashionNbError
-from .distil import about_soft_labels, make_soft_labels
+from .data import FashionMNIST, FashionNbError, load_fashion_mnist
+from .distil import about_soft_labels, make_soft_labels, soft_folder
 from .many import train_many
-from .runs import Run
+from .runs import Run, data_hashes
 from .settings import TrainConfig
 from .store import Record, check_name, find_records_of, store_run, summarise
 from .train import run_folder, train
 
-# %% ../nbs/09_experiments.ipynb #243a62a5
+# %% ../nbs/09_experiments.ipynb #6a44558f
 class ExperimentError(FashionNbError):
-    "A grid that does not exist."
+    "A grid that does not exist or has no runs, or soft labels that cannot be made again."
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ def _keep(name: str, outcome, folder, data) -> Record | FashionNbError:
     except FashionNbError as error:
         return error
 
-# %% ../nbs/09_experiments.ipynb #03a25b48
+# %% ../nbs/09_experiments.ipynb #1dfa9593
 def run_grid(
     configs: dict[str, TrainConfig] | str,  # by the name of the record, or a key of `GRIDS`
     folder: Path | str | None = None,  # of the store; None is the package's own
     runs: Path | str = "runs",  # where the trainings lie or will lie
-    jobs: int = 1,  # processes on this machine
-    dask=None,  # the address of a Dask scheduler: its workers train
+    jobs: int = 1,  # processes on this machine; as many runs are trained, then stored, at a time
+    dask=None,  # the address of a Dask scheduler: its workers train, and all is stored at the end
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST
     progress: bool = True,  # show a bar
     tell=None,  # called with the name and the outcome of each run that was missing, once it is stored
@@ -81,6 +81,9 @@ def run_grid(
     for name, config in configs.items():
         check_name(name, config.seed)  # before hours are spent
     known = find_records_of(configs.values(), folder)
+    if data is not None:  # what was learnt from other images is no answer
+        hashes = data_hashes(data.test)
+        known = {identity: record for identity, record in known.items() if record.details["data"]["test_sha256"] == hashes}
     outcomes = {name: known[config.identity] for name, config in configs.items() if config.identity in known}
     missing = {name: config for name, config in configs.items() if name not in outcomes}
     names, batch = list(missing), max(jobs, 1) if dask is None and isinstance(jobs, int) else len(missing) or 1  # few at a time are soon stored
@@ -93,41 +96,48 @@ def run_grid(
                 tell(name, outcomes[name])
     return {name: outcomes[name] for name in configs}
 
-# %% ../nbs/09_experiments.ipynb #19fe531a
+# %% ../nbs/09_experiments.ipynb #be6f472e
 def grid_table(
     group: str,  # a key of `GRIDS`
     folder: Path | str | None = None,  # of the store; None is the package's own
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only the test labels are used
 ):  # data frame in the order of the grid: as `leaderboard`, without GROUP/ in the names
-    "What the stored runs of a grid reached, under whatever name they are stored."
+    "What the stored runs of a grid reached, under whatever name they are stored; `ExperimentError` if there are none."
     configs = grid_configs(group)
     known = find_records_of(configs.values(), folder)
     rows: dict[str, list[Record]] = {}
     for name, config in configs.items():
         if config.identity in known:
             rows.setdefault(name.partition("/")[2].rpartition("-seed")[0], []).append(known[config.identity])
-    return summarise(rows, data)
+    if not rows:
+        raise ExperimentError(f"no run of {group!r} is stored: train them with 'fashion_nb experiments run {group}'")
+    return summarise(rows, data).sort_values("row", key=lambda names: names.map(list(GRIDS[group].rows).index), ignore_index=True)
 
 
 def gains(
-    table,  # of `grid_table`, all rows with the same seeds
+    table,  # of `grid_table`
     base: str,  # the row that the others are compared with
-):  # data frame, a row each: gain (points, on held-out images), low, high (95 %), gain_test, validation, mean
+):  # data frame, a row each: row, gain (points, on held-out images), low, high (its 95 % interval), gain_test, seeds
     "What each row gives over one of them, seed by seed: the same seed has the same held-out images."
     import pandas as pd
-    from scipy.stats import ttest_rel
+    from scipy.stats import t
 
-    known = {row["row"]: row for row in table.to_dict("records")}
-    rows = []
-    for name, row in known.items():
-        if name == base:
+    found = {row["row"]: {kind: dict(zip(row["seed_numbers"], row[kind])) for kind in ("held_out", "rates")} for row in table.to_dict("records")}
+    if base not in found:
+        raise ExperimentError(f"there is no row {base!r} to compare with: expected one of {', '.join(found)}")
+    rows, of_base = [], found.pop(base)
+    for name, one in found.items():
+        seeds = sorted(one["rates"].keys() & of_base["rates"].keys())
+        if not seeds:
             continue
-        shared = min(len(row["rates"]), len(known[base]["rates"]))
-        ours, theirs = np.array(row["held_out"][:shared], float), np.array(known[base]["held_out"][:shared], float)
-        low, high = ttest_rel(ours, theirs).confidence_interval() if shared > 1 else (np.nan, np.nan)
-        test = np.mean(row["rates"][:shared]) - np.mean(known[base]["rates"][:shared])
-        rows.append({"row": name, "gain": 100 * (ours - theirs).mean(), "low": 100 * low, "high": 100 * high, "gain_test": 100 * test, "seeds": shared})
-    return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
+        held_out, test = (  # None, where nothing was held out, becomes NaN
+            100 * (np.array([one[kind][seed] for seed in seeds], float) - np.array([of_base[kind][seed] for seed in seeds], float))
+            for kind in ("held_out", "rates")
+        )
+        half = t.ppf(0.975, len(seeds) - 1) * held_out.std(ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else np.nan
+        gain = held_out.mean()
+        rows.append({"row": name, "gain": gain, "low": gain - half, "high": gain + half, "gain_test": test.mean(), "seeds": len(seeds)})
+    return pd.DataFrame(rows, columns=["row", "gain", "low", "high", "gain_test", "seeds"]).sort_values("gain", ascending=False, ignore_index=True)
 
 
 def plot_grid(
@@ -135,7 +145,7 @@ def plot_grid(
     ax=None,  # matplotlib axes; None makes them
     published: dict[str, float] | None = None,  # row: a published accuracy, drawn as a hollow square
 ):  # the axes
-    "Each seed of each row, and their mean."
+    "Test accuracy of each seed of each row, and their mean."
     import matplotlib.pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
@@ -151,14 +161,15 @@ def plot_grid(
     ax.grid(alpha=0.3, axis="x")
     return ax
 
-# %% ../nbs/09_experiments.ipynb #b3bc8528
+# %% ../nbs/09_experiments.ipynb #3ae1a7e1
 def plot_scale(
     table,  # of `grid_table`
     x: str,  # a column that grows: macs, parameters, epochs
     label: str,  # of the axis
+    line: list[str] | None = None,  # rows whose means are joined: those that differ in nothing but x; None joins all
     ax=None,  # matplotlib axes; None makes them
 ):  # the axes
-    "Each seed of each row against what the row costs, and a line through the means."
+    "Test accuracy of each seed of each row against what the row costs, and its mean."
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
@@ -167,7 +178,9 @@ def plot_scale(
     for row in table.to_dict("records"):
         ax.plot([row[x]] * len(row["rates"]), row["rates"], "o", color="#0072B2", alpha=0.7, ms=5)
         ax.annotate(row["row"], (row[x], min(row["rates"])), xytext=(0, -7), textcoords="offset points", fontsize=8, ha="center", va="top", bbox=paper)
-    ax.plot(table[x], table["mean"], "_-", color="black", lw=1, ms=14)
+    ax.plot(table[x], table["mean"], "_", color="black", ms=14)
+    joined = table if line is None else table[table.row.isin(line)]
+    ax.plot(joined[x], joined["mean"], "-", color="black", lw=1)
     ax.set(xscale="log", xlabel=label, ylabel="test accuracy")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(EngFormatter())
@@ -285,7 +298,7 @@ GRIDS["blocks"] = Grid(
     _BASE,
 )
 
-# %% ../nbs/09_experiments.ipynb #9b0cb905
+# %% ../nbs/09_experiments.ipynb #01a6ed92
 _WIDE = _BASE | {
     "model": "conv32 pool conv64 res64 pool res96 gap", "learning_rate": 0.004, "weight_decay": 0.05, "warmup_epochs": 1.0,
     "precision": "mixed_bfloat16",
@@ -296,14 +309,14 @@ GRIDS["teacher"] = Grid(
     seeds=1,
 )
 GRIDS["search"] = Grid(
-    "What do candidates for the budgets reach on held-out images, taught for forty epochs?",
+    "What do candidates for the budgets reach on held-out images?",
     {
         "2m_res": {"model": _TWO_M},
         "2m_shift1": {"model": _TWO_M, "augmentation": "shift=1"},
-        "2m_flat_erase": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "augmentation": "shift=1+erase=0.25"},
         "1m_flat": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "augmentation": "shift=1"},
-        "5m_res": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "augmentation": "shift=1"},
         "31m_again": _WIDE | {"augmentation": "shift=2+erase=0.25", "teacher": "wide=0.5", "epochs": 24},
+        "2m_flat_erase": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "augmentation": "shift=1+erase=0.25"},
+        "5m_res": {"model": "conv32k4/2 conv48/2 res48 res48 gap", "augmentation": "shift=1"},
         "31m_shift1": _WIDE | {"augmentation": "shift=1", "teacher": "pair=0.5", "epochs": 20},
         "2m_flat": {"model": "conv16k4/2 conv32/2 res32 conv48/2 res48 flat", "augmentation": "shift=1"},
         "2m_late": {"model": "conv8 conv16/2 conv32/2 res32 conv48/2 conv48 flat", "augmentation": "shift=1"},
@@ -314,7 +327,7 @@ GRIDS["search"] = Grid(
     seeds=1,
 )
 
-# %% ../nbs/09_experiments.ipynb #72b73760
+# %% ../nbs/09_experiments.ipynb #31f08edb
 def remake_soft_labels(
     name: str,  # wide, pair or duo
     folder: Path | str,  # for NAME.npz and NAME.json; the package's own are not written over
@@ -323,8 +336,13 @@ def remake_soft_labels(
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST
     progress: bool = True,  # as for `train`
 ) -> Path:  # NAME.npz
-    "Train the teachers behind soft labels again, where that has not been done, and ask them again."
-    about = about_soft_labels(name, known)
+    "Train the teachers behind soft labels again, where that has not been done, and ask them again; teachers that were taught learn from the package's soft labels."
+    about, path = about_soft_labels(name, known), soft_folder(folder) / f"{name}.npz"
+    if path.exists():
+        raise ExperimentError(f"there are soft labels {name!r} already in {path.parent}: choose another folder")
+    data = load_fashion_mnist() if data is None else data
+    if about["train_sha256"] != data_hashes(data.train):
+        raise ExperimentError(f"the soft labels {name!r} were made for other images than those of {data.source}: expected the same")
     configs = [TrainConfig.from_json(json.dumps(config)) for config in about["teachers"]]
     teachers = [train(config, Path(runs) / run_folder(config, None).name, data, progress) for config in configs]
     return make_soft_labels(teachers, name, about["views"], data, folder, about["seed"])

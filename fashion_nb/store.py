@@ -240,7 +240,7 @@ def run_experiment(
     check_name(name, config.seed)
     return store_run(train(config, Path(runs) / run_folder(config, None).name, data, progress), name, folder, data)
 
-# %% ../nbs/09_store.ipynb #d633fde2
+# %% ../nbs/09_store.ipynb #475e1cec
 @functools.cache
 def _costs(model: str) -> tuple[int, int]:
     "Parameters and MACs of a network."
@@ -270,6 +270,7 @@ def _row(
         "calibration_error": np.mean([calibration(labels, each).error for each in answers]),
         "seconds": np.median([record.details["seconds"] for record in records]),
         "device": " and ".join(sorted({record.details["device"] for record in records})), "rates": tuple(rates.tolist()), "held_out": held_out,
+        "seed_numbers": tuple(record.config.seed for record in records),
     }  # fmt: skip
 
 # %% ../nbs/09_store.ipynb #89d8daf0

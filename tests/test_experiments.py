@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from small_runs import made_data
 
@@ -20,7 +21,7 @@ import fashion_nb.store
 import fashion_nb.train
 from fashion_nb.cli import cli, run
 from fashion_nb.data import FashionNbError
-from fashion_nb.experiments import GRIDS, ExperimentError, Grid, grid_configs, grid_table, plot_grid, run_grid
+from fashion_nb.experiments import GRIDS, ExperimentError, Grid, gains, grid_configs, grid_table, plot_grid, plot_scale, run_grid
 from fashion_nb.models import build_model
 from fashion_nb.runs import list_runs
 from fashion_nb.settings import TrainConfig, TrainError
@@ -248,7 +249,8 @@ def test_the_table_of_a_grid(whole, tmp_path):
     table = grid_table("tried", whole[0] / "store", made_data())
     assert table.row.tolist() == ["slow", "fast"] and table.seeds.tolist() == [2, 2]
     assert table["mean"].tolist() == pytest.approx([np.mean([whole[1][name].details["metrics"]["hit_rate"] for name in NAMES if row in name]) for row in ("slow", "fast")])
-    assert len(grid_table("tried", tmp_path, made_data())) == 0
+    with pytest.raises(ExperimentError, match="no run of 'tried' is stored: train them with 'fashion_nb experiments run tried'"):
+        grid_table("tried", tmp_path, made_data())
     with pytest.raises(ExperimentError):
         grid_table("none", tmp_path, made_data())
 
@@ -264,6 +266,29 @@ def test_the_picture_of_a_grid(whole):
     own = plt.figure().add_subplot()
     assert plot_grid(table, own) is own
     plt.close("all")
+
+
+def test_the_line_of_a_scale_joins_what_it_is_told(whole):
+    import matplotlib.pyplot as plt
+
+    table = grid_table("tried", whole[0] / "store", made_data())
+    joined = [line for line in plot_scale(table, "macs", "MACs", line=["fast"]).lines if line.get_linestyle() == "-"]
+    assert [line.get_xydata().tolist() for line in joined] == [[[one.macs, one.mean] for one in table[table.row == "fast"].itertuples()]]
+    plt.close("all")
+
+
+def test_gains_pair_the_seeds(whole):
+    table = grid_table("tried", whole[0] / "store", made_data())
+    swapped = table.copy()
+    for column in ("seed_numbers", "rates", "held_out"):
+        swapped.at[0, column] = swapped.at[0, column][::-1]
+    pd.testing.assert_frame_equal(gains(swapped, "fast"), gains(table, "fast"))
+    (one,) = gains(table, "fast").itertuples()
+    slow, fast = (np.array(table.held_out[place], float) for place in (0, 1))
+    assert (one.row, one.seeds) == ("slow", 2) and one.gain == pytest.approx(100 * (slow - fast).mean())
+    assert one.high - one.gain == pytest.approx(12.7062 * 100 * (slow - fast).std(ddof=1) / 2**0.5, rel=1e-4, abs=1e-9)
+    with pytest.raises(ExperimentError, match="there is no row 'none' to compare with: expected one of slow, fast"):
+        gains(table, "none")
 
 
 # At the prompt
