@@ -6,7 +6,7 @@
 __all__ = ['GRIDS', 'ExperimentError', 'Grid', 'grid_configs', 'run_grid', 'grid_table', 'gains', 'plot_grid', 'plot_scale',
            'remake_soft_labels']
 
-# %% ../nbs/09_experiments.ipynb #e4ea359c
+# %% ../nbs/09_experiments.ipynb #2b01d300
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from .distil import about_soft_labels, make_soft_labels, soft_folder
 from .many import train_many
 from .runs import Run, data_hashes
 from .settings import TrainConfig
-from .store import Record, check_name, find_records_of, store_run, summarise
+from .store import Record, check_free, check_name, find_records_of, store_run, summarise
 from .train import run_folder, train
 
 # %% ../nbs/09_experiments.ipynb #6a44558f
@@ -46,7 +46,7 @@ class Grid:
 # %% ../nbs/09_experiments.ipynb #2b8743bb
 GRIDS: dict[str, Grid] = {}
 
-# %% ../nbs/09_experiments.ipynb #d0d4a8ea
+# %% ../nbs/09_experiments.ipynb #6bb07b6f
 def grid_configs(
     group: str,  # a key of `GRIDS`
 ) -> dict[str, TrainConfig]:  # by the name of the record
@@ -54,6 +54,14 @@ def grid_configs(
     if group not in GRIDS:
         raise ExperimentError(f"there is no grid {group!r}: expected one of {', '.join(GRIDS)}")
     return GRIDS[group].configs(group)
+
+
+def _taken(name: str, config: TrainConfig, folder, data) -> FashionNbError | None:
+    "What is wrong with the name of a run that is not stored yet."
+    try:
+        check_free(name, config, folder, data)
+    except FashionNbError as error:
+        return error
 
 
 def _keep(name: str, outcome, folder, data) -> Record | FashionNbError:
@@ -65,7 +73,7 @@ def _keep(name: str, outcome, folder, data) -> Record | FashionNbError:
     except FashionNbError as error:
         return error
 
-# %% ../nbs/09_experiments.ipynb #1dfa9593
+# %% ../nbs/09_experiments.ipynb #819d45f6
 def run_grid(
     configs: dict[str, TrainConfig] | str,  # by the name of the record, or a key of `GRIDS`
     folder: Path | str | None = None,  # of the store; None is the package's own
@@ -74,17 +82,18 @@ def run_grid(
     dask=None,  # the address of a Dask scheduler: its workers train, and all is stored at the end
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST
     progress: bool = True,  # show a bar
-    tell=None,  # called with the name and the outcome of each run that was missing, once it is stored
+    tell=None,  # called with the name and the outcome of each run that was missing, once it is stored or has failed
 ) -> dict[str, Record | FashionNbError]:  # for each run its record, or what went wrong
     "Train and store what is missing of a grid."
     configs = grid_configs(configs) if isinstance(configs, str) else configs
     for name, config in configs.items():
         check_name(name, config.seed)  # before hours are spent
-    known = find_records_of(configs.values(), folder)
-    if data is not None:  # what was learnt from other images is no answer
-        hashes = data_hashes(data.test)
-        known = {identity: record for identity, record in known.items() if record.details["data"]["test_sha256"] == hashes}
+    known = find_records_of(configs.values(), folder, data)
     outcomes = {name: known[config.identity] for name, config in configs.items() if config.identity in known}
+    taken = {name: error for name, config in configs.items() if name not in outcomes and (error := _taken(name, config, folder, data))}
+    for name, error in taken.items() if tell else ():
+        tell(name, error)
+    outcomes |= taken
     missing = {name: config for name, config in configs.items() if name not in outcomes}
     names, batch = list(missing), max(jobs, 1) if dask is None and isinstance(jobs, int) else len(missing) or 1  # few at a time are soon stored
     for start in range(0, len(names), batch):

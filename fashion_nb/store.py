@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_POINTS', 'StoreError', 'store_folder', 'check_name', 'Record', 'load_records', 'find_records_of',
-           'store_run', 'run_experiment', 'summarise', 'leaderboard', 'Reproduction', 'reproduce', 'Published',
-           'published_points']
+           'check_free', 'store_run', 'run_experiment', 'summarise', 'leaderboard', 'Reproduction', 'reproduce',
+           'Published', 'published_points']
 
 # %% ../nbs/09_store.ipynb #b0bd8caf
 import functools
@@ -57,7 +57,7 @@ def check_name(
     if found["seed"] != str(seed):
         raise StoreError(f"{name!r} cannot name a run with seed {seed}: expected a name that ends in -seed{seed}")
 
-# %% ../nbs/09_store.ipynb #52303de9
+# %% ../nbs/09_store.ipynb #f5f48095
 @dataclass(frozen=True, eq=False)
 class Record:
     "A stored run: what was asked for, how it went, and what it answered to the test images."
@@ -87,6 +87,11 @@ class Record:
         import pandas as pd
 
         return pd.DataFrame(self.details["history"])
+
+    @property
+    def hashes(self) -> dict[str, dict]:
+        "Of the images that it was trained and evaluated on."
+        return {key: self.details["data"][key] for key in ("train_sha256", "test_sha256")}
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:  # (10000, 10) float32
@@ -150,7 +155,7 @@ def _read(folder: Path, name: str) -> Record:
         raise StoreError(f"the stored result {name} cannot be used ({error}): {_remedy(name)}") from None
     return record
 
-# %% ../nbs/09_store.ipynb #03d98d6a
+# %% ../nbs/09_store.ipynb #7eba1fbc
 def load_records(
     group: str | None = None,  # only this one
     folder: Path | str | None = None,  # of the store; None is the package's own
@@ -165,15 +170,37 @@ def load_records(
     return [_read(folder, name) for name in names]
 
 
+def _hashes(data: FashionMNIST) -> dict[str, dict]:
+    "Of images, as a record has them."
+    return {"train_sha256": data_hashes(data.train), "test_sha256": data_hashes(data.test)}
+
+
 def find_records_of(
     configs,  # `TrainConfig`s
     folder: Path | str | None = None,  # of the store
+    data: FashionMNIST | None = None,  # None: whatever they learnt from
 ) -> dict[str, Record]:  # by the identity of the settings; those that are not stored are missing
-    "Look up stored runs by their settings."
-    asked = {config.identity for config in configs}
-    return {record.config.identity: record for record in load_records(folder=folder) if record.config.identity in asked}
+    "Look up stored runs by their settings, and the images they learnt from and were evaluated on."
+    asked, hashes = {config.identity for config in configs}, None if data is None else _hashes(data)
+    found = [record for record in load_records(folder=folder) if record.config.identity in asked]
+    return {record.config.identity: record for record in found if hashes is None or record.hashes == hashes}
 
-# %% ../nbs/09_store.ipynb #ad1de3a4
+
+def check_free(
+    name: str,  # of a record
+    config: TrainConfig,  # of the run that is to have it
+    folder: Path | str | None = None,  # of the store; None is the package's own
+    data: FashionMNIST | None = None,  # what that run learns from; None: not looked at
+) -> None:
+    "`StoreError` if the name belongs to another run: nothing is written over."
+    if not (store_folder(folder) / f"{name}.json").exists():
+        return
+    record = _read(store_folder(folder), name)
+    differ = "settings" if record.config.identity != config.identity else "images" if data is not None and record.hashes != _hashes(data) else None
+    if differ:
+        raise StoreError(f"{name} is stored already, with other {differ}: choose another name, or delete its two files")
+
+# %% ../nbs/09_store.ipynb #54fe40d6
 def _details(
     run: Run,  # finished
     evaluation: Evaluation,  # on test
@@ -211,9 +238,8 @@ def store_run(
     check_name(name, run.config.seed)
     if run.status != "finished":
         raise StoreError(f"the run {run.folder} is {run.status}: expected a finished one; go on with it first")
-    folder = store_folder(folder)
-    if (folder / f"{name}.json").exists() and _read(folder, name).config.identity != run.config.identity:
-        raise StoreError(f"{name} is stored already, with other settings: choose another name, or delete its two files")
+    folder, data = store_folder(folder), load_fashion_mnist() if data is None else data
+    check_free(name, run.config, folder, data)
     evaluation, packed = evaluate(run, "test", data), io.BytesIO()
     np.savez_compressed(packed, probabilities=to_half(evaluation.probabilities))
     details = _details(run, evaluation, packed.getvalue())
@@ -224,7 +250,7 @@ def store_run(
         raise StoreError(f"{name} cannot be stored in {folder} ({error.strerror}): name a folder that you may write to") from None
     return _read(folder, name)
 
-# %% ../nbs/09_store.ipynb #8925c480
+# %% ../nbs/09_store.ipynb #3c78b8d6
 def run_experiment(
     config: TrainConfig,  # what to train, and how
     name: str | None = None,  # for the store, if it is trained; None makes one from the settings
@@ -234,10 +260,11 @@ def run_experiment(
     progress: bool = True,  # as for `train`
 ) -> Record:
     "The stored run of these settings; if there is none, train and store it."
-    if known := find_records_of([config], folder):
+    if known := find_records_of([config], folder, data):
         return known[config.identity]
     name = name or f"mine/{replace(config, seed=0).identity}-seed{config.seed}"  # all seeds of the same settings make a row
     check_name(name, config.seed)
+    check_free(name, config, folder, data)  # before hours are spent
     return store_run(train(config, Path(runs) / run_folder(config, None).name, data, progress), name, folder, data)
 
 # %% ../nbs/09_store.ipynb #475e1cec
@@ -303,7 +330,7 @@ def leaderboard(
     table = summarise(rows, data)
     return table.sort_values("mean", ascending=False, ignore_index=True) if len(table) else table
 
-# %% ../nbs/09_store.ipynb #ef177ab6
+# %% ../nbs/09_store.ipynb #231ab3cc
 @dataclass(frozen=True)
 class Reproduction:
     "A stored run beside the same settings trained again."
@@ -353,10 +380,9 @@ def reproduce(
         known = sorted({record.row for record in load_records(folder=folder)})
         raise StoreError(f"there is no stored result {name!r}: expected one of {', '.join(known) or 'none yet'}")
     old, data = records[0], load_fashion_mnist() if data is None else data
-    hashes = {"train_sha256": data_hashes(data.train), "test_sha256": data_hashes(data.test)}
-    if {key: old.details["data"][key] for key in hashes} != hashes:
+    if old.hashes != _hashes(data):
         raise StoreError(f"{old.name} was trained on other images than those of {data.source}: expected the data that it was stored with")
-    if old.details["data"].get("soft_labels_sha256") != soft_labels_hash(old.config.teacher, hashes["train_sha256"]):
+    if old.details["data"].get("soft_labels_sha256") != soft_labels_hash(old.config.teacher, old.hashes["train_sha256"]):
         raise StoreError(f"{old.name} was taught by other soft labels than today's {old.config.teacher}: restore those that it was stored with")
     run = train(old.config, _fresh(Path(runs), old), data, progress)
     new = evaluate(run, "test", data)

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from small_runs import made_data
+from small_runs import made_data, made_split
 
 import fashion_nb.evaluate
 import fashion_nb.experiments
@@ -135,6 +136,15 @@ def test_the_second_time_nothing_is_trained(whole, monkeypatch):
     monkeypatch.setattr(fashion_nb.experiments, "store_run", lambda *_, **__: pytest.fail("it was stored"))
     again = done(folder)
     assert {name: record.details for name, record in again.items()} == {name: record.details for name, record in found.items()}
+
+
+def test_records_of_other_images_are_neither_answers_nor_lost(whole, monkeypatch):
+    folder, _ = whole
+    monkeypatch.setattr(fashion_nb.experiments, "train_many", lambda configs, *_, **__: [pytest.fail("it was trained") for _ in configs])
+    before, told = {path: path.read_bytes() for path in (folder / "store").rglob("*.*")}, []
+    outcomes = run_grid("tried", folder / "store", folder / "runs", data=replace(made_data(), test=made_split(50, 7)), progress=False, tell=lambda *both: told.append(both))
+    assert all("is stored already, with other images" in str(outcome) for outcome in outcomes.values()) and told == list(outcomes.items()) and list(outcomes) == NAMES
+    assert {path: path.read_bytes() for path in (folder / "store").rglob("*.*")} == before
 
 
 def test_a_grid_that_was_cut_off_between_runs_goes_on(whole, tmp_path, monkeypatch):

@@ -219,6 +219,24 @@ def test_a_name_is_not_taken_by_other_settings(store, run, tmp_path):
     assert len(run.record.get("test_opened", ())) == len(load_run(run.folder).record.get("test_opened", ()))  # refused before they were opened
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_name_is_not_taken_by_other_images(part, store, run, monkeypatch):
+    other = replace(made_data(), **{part: made_split(240 if part == "train" else 50, 7)})
+    before = {name: (store / name).read_bytes() for name in names(store)}
+    monkeypatch.setattr(fashion_nb.store, "train", no_training)
+    with pytest.raises(StoreError, match=f"{NAME} is stored already, with other images: choose another name, or delete its two files"):
+        run_experiment(SMALL, NAME, store, data=other)
+    assert {name: (store / name).read_bytes() for name in names(store)} == before
+    assert not find_records_of([SMALL], store, other) and set(find_records_of([SMALL], store, made_data())) == {SMALL.identity}
+
+
+def test_the_evaluation_on_other_images_does_not_replace_a_record(store, run):
+    other, before = replace(made_data(), test=made_split(50, 7)), (store / f"{NAME}.npz").read_bytes()
+    with pytest.raises(StoreError, match="with other images"):
+        store_run(run, NAME, store, other)
+    assert (store / f"{NAME}.npz").read_bytes() == before
+
+
 def test_a_run_may_be_stored_again(store, run):
     (store / f"{NAME}.npz").unlink()
     assert store_run(run, NAME, store, made_data()).details["test_opened"] == 2
