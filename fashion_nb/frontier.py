@@ -177,7 +177,19 @@ def pareto(
             kept.append(place)
     return np.array(kept, dtype=int)
 
-# %% ../nbs/09_frontier.ipynb #37ccc095
+# %% ../nbs/09_frontier.ipynb #3967fdee
+def _between(
+    points,  # data frame of a cost and a mean, cheapest first
+    steps: int = 20,  # to the next point
+):  # data frame: places along the line that joins them, which texts have to avoid
+    "Points on a line, close to each other on logarithmic axes."
+    import pandas as pd
+
+    ends, places = np.log(points.to_numpy(float) * [1, -1] + [0, 1]), np.arange((len(points) - 1) * steps + 1) / steps
+    cost, error = (np.exp(np.interp(places, np.arange(len(points)), one)) for one in ends.T)
+    return pd.DataFrame(dict(zip(points.columns, (cost, 1 - error))))
+
+# %% ../nbs/09_frontier.ipynb #e7dba172
 _MARKS = {
     "": ("s", "published"),
     "old data": ("v", "published, on the data before its repair"),
@@ -229,7 +241,9 @@ def plot_frontier(
 ):  # the axes
     "Test error against cost, ours and published."
     import matplotlib.pyplot as plt
+    import pandas as pd
     from adjustText import adjust_text
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import NullFormatter, PercentFormatter
 
     ax = plt.subplots(figsize=(8.5, 6))[1] if ax is None else ax
@@ -251,8 +265,15 @@ def plot_frontier(
             texts.append(ax.text(one[x], 1 - one["mean"], text, fontsize=8, color="#0072B2", weight="bold"))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.yaxis.set_minor_formatter(NullFormatter())
+    if x == "latency":  # not even a decade
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("{x:g}")
+    for text in texts:
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+        text.set_zorder(1.9)  # under the marks
     ax.grid(alpha=0.3)
     ax.legend(handles=[*shown, *_marks_shown(points)], fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     if texts:
-        adjust_text(texts, x=table[x].to_numpy(float), y=1 - table["mean"].to_numpy(float), ax=ax, expand=(1.1, 1.4), arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5})
+        avoid = pd.concat([table[[x, "mean"]], points.loc[known, [x, "accuracy"]].rename(columns={"accuracy": "mean"}) if len(points) else None, _between(best[[x, "mean"]])])
+        adjust_text(texts, x=avoid[x].to_numpy(float), y=1 - avoid["mean"].to_numpy(float), ax=ax, expand=(1.2, 1.6), arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5})
     return ax
