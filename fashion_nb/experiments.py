@@ -199,7 +199,7 @@ def plot_scale(
     ax.grid(alpha=0.3)
     return ax
 
-# %% ../nbs/09_experiments.ipynb #a14ecd3c
+# %% ../nbs/09_experiments.ipynb #53a43291
 _NETS = {
     "stride_1": "stride_1",
     "stride_2": "stride_2",
@@ -215,7 +215,8 @@ _THEIR_EPOCHS = {"mnist_32p_64p": (20, 20), "mnist_32_64p_64p": (30, 20), "mnist
 GRIDS["published_recipe"] = Grid(
     "What do MnistClassifier's nets reach by its own recipe?",
     {f"{row}-{name}": _MNIST_NETS[row] | {"augmentation": augmentation, "batch_size": batch, "epochs": epochs}
-     for row, both in _THEIR_EPOCHS.items() for name, augmentation, batch, epochs in (("first_set", "first_set", 64, both[0]), ("plain", "none", 128, both[1]))},
+     for row, both in _THEIR_EPOCHS.items() for name, augmentation, batch, epochs in (("first_set", "first_set", 64, both[0]), ("plain", "none", 128, both[1]))}
+    | {"mnist_32p_64p-plain-float32": _MNIST_NETS["mnist_32p_64p"] | {"batch_size": 128, "epochs": _THEIR_EPOCHS["mnist_32p_64p"][1], "precision": "float32"}},
     {"learning_rate": 0.01, "schedule": "constant", "validation_size": 12_000, "precision": "mixed_bfloat16"},
 )  # fmt: skip
 
