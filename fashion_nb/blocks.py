@@ -71,14 +71,14 @@ def is_description(
 
 def parse_blocks(
     text: str,  # such as "silu conv16/2 res16 gap"
-) -> tuple[str, bool, list[Word]]:  # activation, with batch normalisation?, the blocks
+) -> tuple[str, bool, bool, list[Word]]:  # activation, with batch normalisation?, with pixels divided by 255?, the blocks
     "What a description asks for; `ModelError` says what is wrong with it."
     words = text.split()
-    opening = list(itertools.takewhile(lambda word: word in (*ACTIVATIONS, "bare"), words))
-    chosen = [word for word in opening if word != "bare"]
-    if len(chosen) > 1 or len(opening) - len(chosen) > 1:
-        raise ModelError(f"found {text!r}: expected at most one activation and one 'bare' at its start")
-    activation, normalise = (chosen or ["relu"])[0], "bare" not in opening
+    opening = list(itertools.takewhile(lambda word: word in (*ACTIVATIONS, "bare", "raw"), words))
+    chosen = [word for word in opening if word in ACTIVATIONS]
+    if len(chosen) > 1 or len(opening) > len(set(opening)):
+        raise ModelError(f"found {text!r}: expected at most one activation, one 'bare' and one 'raw' at its start")
+    activation, normalise, rescale = (chosen or ["relu"])[0], "bare" not in opening, "raw" not in opening
     blocks = [block for word in words[len(opening) :] for block in _word(word)]
     vectors = [block.kind in ("gap", "flat") for block in blocks]
     if vectors.count(True) != 1:
@@ -88,7 +88,7 @@ def parse_blocks(
         raise ModelError(f"found {text!r}: expected a convolution, such as conv16, before gap or flat")
     if wrong := [block.kind for block in blocks[:end] if block.kind == "dense"] + [block.kind for block in blocks[end + 1 :] if block.kind not in ("dense", "drop")]:
         raise ModelError(f"found {text!r}: {wrong[0]} stands on the wrong side of {blocks[end].kind}; expected feature maps before it, dense and drop behind it")
-    return activation, normalise, blocks
+    return activation, normalise, rescale, blocks
 
 # %% ../nbs/02_blocks.ipynb #004b9d73
 @dataclass
@@ -179,14 +179,14 @@ _BLOCKS = {"conv": _conv, "sep": _sep, "res": _res, "inv": _inv, "se": _se}
 def build_blocks(
     text: str,  # a description
     name: str,  # of the Keras model
-    rescale: bool = True,  # divide pixels 0..255 by 255 inside the model?
+    rescale: bool = True,  # divide pixels 0..255 by 255 inside the model? 'raw' in the description says no, too
 ):  # a `keras.Model` from (N, 28, 28, 1) pixels to (N, 10) probabilities, not compiled
     "Build the network that a description asks for; `ModelError` if a block does not fit what reaches it."
     from keras import Model, layers
 
-    activation, normalise, blocks = parse_blocks(text)
+    activation, normalise, scaled, blocks = parse_blocks(text)
     image = x = layers.Input(shape=(28, 28, 1), name="input_layer")
-    x = layers.Rescaling(1 / 255, name="rescaling")(x) if rescale else x
+    x = layers.Rescaling(1 / 255, name="rescaling")(x) if rescale and scaled else x
     builder = _Builder(activation, normalise)
     for builder.number, word in enumerate(blocks, 1):
         try:

@@ -212,13 +212,29 @@ GRIDS["published_nets"] = Grid(
     {"epochs": 3, "precision": "mixed_bfloat16"},
 )
 _THEIR_EPOCHS = {"mnist_32p_64p": (20, 20), "mnist_32_64p_64p": (30, 20), "mnist_32_64p_64_128p": (30, 25), "mnist_32_64p_32_64p": (30, 25)}
+_THEIRS = {"learning_rate": 0.01, "schedule": "constant", "validation_size": 12_000}
+GRIDS["published_short"] = Grid(
+    "What do MnistClassifier's nets reach by its own recipe, in the three epochs of ours?",
+    {f"{row}-{name}": model | {"augmentation": augmentation, "batch_size": batch}
+     for row, model in _MNIST_NETS.items() for name, augmentation, batch in (("first_set", "first_set", 64), ("plain", "none", 128))},
+    _THEIRS | {"epochs": 3},
+)  # fmt: skip
 GRIDS["published_recipe"] = Grid(
     "What do MnistClassifier's nets reach by its own recipe?",
     {f"{row}-{name}": _MNIST_NETS[row] | {"augmentation": augmentation, "batch_size": batch, "epochs": epochs}
      for row, both in _THEIR_EPOCHS.items() for name, augmentation, batch, epochs in (("first_set", "first_set", 64, both[0]), ("plain", "none", 128, both[1]))}
     | {"mnist_32p_64p-plain-float32": _MNIST_NETS["mnist_32p_64p"] | {"batch_size": 128, "epochs": _THEIR_EPOCHS["mnist_32p_64p"][1], "precision": "float32"}},
-    {"learning_rate": 0.01, "schedule": "constant", "validation_size": 12_000, "precision": "mixed_bfloat16"},
+    _THEIRS | {"precision": "mixed_bfloat16"},
 )  # fmt: skip
+
+# %% ../nbs/09_experiments.ipynb #c547abc9
+_STRIDES = {"stride_1": "bare conv20v conv40v conv80v flat dense100", "stride_2": "bare conv20v conv40v/2 conv80v/2 flat dense100"}
+GRIDS["fashon_recipe"] = Grid(
+    "What do Fashon_detection's nets reach by its own recipe, and what if the pixels are divided by 255?",
+    {"stride_2-raw": {"model": f"raw {_STRIDES['stride_2']}"}, "stride_2-scaled": {"model": _STRIDES["stride_2"]}, "stride_1-raw": {"model": f"raw {_STRIDES['stride_1']}"}},
+    {"learning_rate": 0.001, "schedule": "constant", "batch_size": 32, "epochs": 10, "validation_size": 0},
+    seeds=5,
+)
 
 # %% ../nbs/09_experiments.ipynb #4945782d
 _QUICK = {"model": "stride_2", "epochs": 4, "precision": "mixed_bfloat16"}

@@ -44,7 +44,7 @@ def by_hand(text):
         macs, weights = macs + before * after, weights + before * after + after
 
     for word in text.split():
-        if word in ("relu", "silu", "hard_silu", "bare"):
+        if word in ("relu", "silu", "hard_silu", "bare", "raw"):
             continue
         times, kind, size, growth, kernel, stride, valid = split_word(word)
         size = int(size) if kind != "drop" else size
@@ -90,7 +90,7 @@ def test_the_account_itself():
 @st.composite
 def descriptions(draw, convolutions=("conv", "sep", "res", "inv"), others=("se", "pool", "avg", "drop0.2")):
     "A description that can be built, not too large."
-    words, side = draw(st.permutations([draw(st.sampled_from((None, *ACTIVATIONS))), draw(st.sampled_from((None, "bare")))])), 28
+    words, side = draw(st.permutations([draw(st.sampled_from((None, *ACTIVATIONS))), draw(st.sampled_from((None, "bare"))), draw(st.sampled_from((None, "raw")))])), 28
     words = [word for word in words if word]
     for number in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(convolutions))
@@ -150,8 +150,10 @@ WRONG = [
     ("conv0 gap", "'conv0' is no block"),
     ("conv16 Gap gap", "'Gap' is no block"),
     ("conv16 bare gap", "'bare' is no block"),
+    ("conv16 raw gap", "'raw' is no block"),
+    ("raw relu raw conv16 gap", "one 'raw' at its start"),
     ("relu silu conv16 gap", "at most one activation"),
-    ("bare relu bare conv16 gap", "one 'bare' at its start"),
+    ("bare relu bare conv16 gap", "one 'bare' and one 'raw' at its start"),
     ("conv16 silu gap", "'silu' is no block"),
     ("conv16x4 gap", "x4 belongs to an inverted residual"),
     ("inv16 gap", "x4 belongs to an inverted residual"),
@@ -193,25 +195,25 @@ def test_no_name_of_the_zoo_reads_as_a_description(name):
     assert not is_description(name)
 
 
-PIECES = st.sampled_from(["conv16", "res8/2", "inv8x2", "se", "gap", "flat", "dense9", "drop0.1", "bare", "silu", "3*sep4k5", "pool", "conv4v", "x", "conv", "2*gap", "0*se"])
+PIECES = st.sampled_from(["conv16", "res8/2", "inv8x2", "se", "gap", "flat", "dense9", "drop0.1", "bare", "raw", "silu", "3*sep4k5", "pool", "conv4v", "x", "conv", "2*gap", "0*se"])
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.lists(PIECES, max_size=6).map(" ".join), st.text(max_size=30)))
 def test_any_text_is_read_or_refused(text):
     try:
-        activation, normalise, blocks = parse_blocks(text)
+        activation, normalise, rescale, blocks = parse_blocks(text)
     except ModelError as error:
         assert "\n" not in str(error)
     else:
-        assert activation in ACTIVATIONS and isinstance(normalise, bool)
+        assert activation in ACTIVATIONS and isinstance(normalise, bool) and isinstance(rescale, bool)
         assert sum(block.kind in ("gap", "flat") for block in blocks) == 1
         assert all(block.size == int(block.size) for block in blocks if block.kind != "drop")
 
 
 def test_each_word_says_what_it_does():
     base = "conv8/2 conv8 gap"
-    changed = ["silu conv8/2 conv8 gap", "bare conv8/2 conv8 gap", "conv8/2 res8 gap", "conv8/2 sep8 gap", "conv8/2 inv8x2 gap", "conv8/2 conv8v gap", "conv8/2 conv8k5 gap",
+    changed = ["silu conv8/2 conv8 gap", "raw conv8/2 conv8 gap", "bare conv8/2 conv8 gap", "conv8/2 res8 gap", "conv8/2 sep8 gap", "conv8/2 inv8x2 gap", "conv8/2 conv8v gap", "conv8/2 conv8k5 gap",
                "conv8/2 conv8 se gap", "conv8/2 conv8 flat", "conv8/2 2*conv8 gap", "conv8/2 pool conv8 gap", "conv8/2 conv8 gap dense20", "conv8/2 drop0.5 conv8 gap"]  # fmt: skip
 
     def made(text):
