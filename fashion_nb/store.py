@@ -64,7 +64,7 @@ class Record:
 
     name: str  # GROUP/ROW-seedN
     folder: Path  # of the store
-    details: dict  # config, history, device, backend, versions, commit, data, started, seconds, metrics
+    details: dict  # config, history, device, processor (newer ones), backend, versions, commit, data, started, seconds, metrics
 
     @property
     def row(self) -> str:  # GROUP/ROW
@@ -210,6 +210,7 @@ def _details(
     history = run.history
     log = [{key: None if value != value else value for key, value in row.items()} for row in history.to_dict("records")]
     kept = {key: run.record[key] for key in ("device", "backend", "versions")}
+    kept["processor"] = run.record["sessions"][-1].get("processor")
     nll = negative_log_likelihood(evaluation.labels, from_half(to_half(evaluation.probabilities)))
     metrics = {"images": evaluation.total, "right": evaluation.right, "hit_rate": evaluation.hit_rate, "negative_log_likelihood": round(float(nll), 6)}
     return {
