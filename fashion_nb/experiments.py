@@ -234,7 +234,8 @@ GRIDS["published_recipe"] = Grid(
     "What do MnistClassifier's nets reach by its own recipe, in its own number of epochs?",
     {f"{row}-{name}": _MNIST_NETS[row] | {"augmentation": augmentation, "batch_size": batch, "epochs": epochs}
      for row, both in _THEIR_EPOCHS.items() for (name, augmentation, batch), epochs in zip(_SETS, both)}
-    | {"mnist_32p_64p-plain-float32": _MNIST_NETS["mnist_32p_64p"] | {"batch_size": 128, "epochs": _THEIR_EPOCHS["mnist_32p_64p"][1], "precision": "float32"}},
+    | {f"mnist_32p_64p-{name}-float32": _MNIST_NETS["mnist_32p_64p"] | {"augmentation": augmentation, "batch_size": batch, "epochs": 20, "precision": "float32"}
+       for name, augmentation, batch in _SETS},
     _THEIRS | {"precision": "mixed_bfloat16"},
 )  # fmt: skip
 
