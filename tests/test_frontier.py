@@ -81,9 +81,10 @@ def test_all_rows_and_all_published_points_are_drawn(board, x):
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
+@pytest.mark.parametrize("names", [None, {f"{budget.group}/best": budget.group for budget in BUDGETS}], ids=["published", "ours too"])
 @pytest.mark.parametrize("x", ["macs", "parameters"])
-def test_names_do_not_cover_each_other(board, x):
-    figure = plot_frontier(board, x).figure
+def test_names_do_not_cover_each_other(board, x, names):
+    figure = plot_frontier(board, x, names=names).figure
     figure.canvas.draw()
     for axes in figure.axes:
         boxes = [text.get_window_extent().shrunk(1, 0.8) for text in axes.texts if text.get_text().strip()]
