@@ -275,6 +275,10 @@ def plot_frontier(
     ax.legend(handles=[*shown, *_marks_shown(points)], fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     if texts:
         avoid = pd.concat([table[[x, "mean"]], points.loc[known, [x, "accuracy"]].rename(columns={"accuracy": "mean"}) if len(points) else None, _between(best[[x, "mean"]])])
+        ax.figure.draw_without_rendering()  # the strip takes its place only then, and texts have to stay left of it
+        for text in texts:
+            if text.get_window_extent().x1 > ax.bbox.x1:
+                text.set_horizontalalignment("right")
         adjust_text(
             texts, x=avoid[x].to_numpy(float), y=1 - avoid["mean"].to_numpy(float), ax=ax, expand=(1.2, 1.6), force_text=(0.2, 0.4),
             iter_lim=500,  # by default it stops after a second, and a busy machine gets another plot

@@ -89,6 +89,7 @@ def test_names_do_not_cover_each_other(board, x, names):
     for axes in figure.axes:
         boxes = [text.get_window_extent().shrunk(1, 0.8) for text in axes.texts if text.get_text().strip()]
         assert sum(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k]) == 0
+        assert all(box.x1 < axes.bbox.x1 + 1 for box in boxes)
 
 
 def test_latencies_are_quartiles(monkeypatch):
