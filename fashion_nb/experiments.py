@@ -390,3 +390,33 @@ GRIDS["budget_1m_before"] = Grid(
     {"flat": {"model": "conv16k4/2 conv32/2 conv32 conv48/2 flat", "epochs": 60, "teacher": "pair=0.7"}},
     _FINAL,
 )
+
+# %% ../nbs/09_experiments.ipynb #f9231938
+_POOL = "conv32 pool conv64 conv64 pool conv128 flat"
+_STRIDE = "conv32/2 res32 conv64/2 res64 conv128/2 flat"
+_SOON = {"model": _POOL, "batch_size": 128, "precision": "mixed_bfloat16"}
+_CLOCK = _SOON | _RECIPE | {"learning_rate": 0.004, "augmentation": "shift=1", "epochs": 5}
+_BOTH = {"optimizer": "muon", "label_smoothing": 0.05}
+_PLAIN = {"optimizer": "adam", "learning_rate": 0.001, "schedule": "constant", "augmentation": "none", "weight_decay": 0.0, "warmup_epochs": 0.0}
+GRIDS["record_search"] = Grid(
+    "What do candidates for a record against the clock reach on held-out images?",
+    {
+        "pool": {},
+        "residual": {"model": "conv32 pool conv64 res64 pool res96 gap", "epochs": 4},
+        "pool_muon": {"optimizer": "muon"},
+        "stride": {"model": _STRIDE, "epochs": 8},
+        "pool_smooth": {"label_smoothing": 0.05},
+        "pool_flip": {"augmentation": "shift=1+flip"},
+        "pool_long": _BOTH | {"epochs": 15},
+        "stride_long": _BOTH | {"model": _STRIDE, "epochs": 20},
+        "plain_long": _PLAIN | {"epochs": 15},
+    },
+    _CLOCK,
+    seeds=1,
+)
+GRIDS["record"] = Grid(
+    "How soon is a network at 93 and 94 % without a teacher, and what has a plain recipe by then?",
+    {"long": _BOTH | {"epochs": 15}, "short": _BOTH | {"epochs": 6}, "plain": _PLAIN | {"epochs": 6}},
+    _CLOCK | {"validation_size": 0},
+    seeds=10,
+)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'Budget', 'budget_table', 'measure_latency', 'store_latency', 'load_latency', 'teacher_seconds', 'fastest',
-           'pareto', 'plot_frontier']
+           'warm_up', 'timed_runs', 'pareto', 'plot_frontier']
 
 # %% ../nbs/09_frontier.ipynb #961a8341
 import json
@@ -158,6 +158,29 @@ def fastest(
         able = table[table["mean"] >= accuracy]
         one = able.iloc[0].to_dict() if len(able) else {}
         rows.append({"accuracy": accuracy, **{name: one.get(name) for name in ("row", "seconds", "total", "teacher", "mean", "std", "seeds")}})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/09_frontier.ipynb #f1182337
+def warm_up(
+    seconds,  # (epochs,) of a run
+) -> float:  # 0 for a run of one epoch, which has nothing to compare with
+    "What the first epoch took longer than the others at the median: compiling, above all."
+    return max(float(seconds[0] - np.median(seconds[1:])), 0.0) if len(seconds) > 1 else 0.0
+
+
+def timed_runs(
+    group: str,  # of the results store
+    folder: Path | str | None = None,  # of the store; None is the package's own
+    data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only the test labels are used
+):  # data frame, a row a run: row (without GROUP/), seed, accuracy (on test), seconds (of training, without the warm-up), warm_up
+    "How accurate each run of a group is, and how long it was trained; no group of that name raises `StoreError`."
+    import pandas as pd
+
+    labels, rows = (load_fashion_mnist() if data is None else data).test.labels, []
+    for record in load_records(group, folder):
+        first, right = warm_up(record.history.seconds.to_numpy()), record.probabilities.argmax(axis=1) == labels
+        rows.append({"row": record.row.partition("/")[2], "seed": record.config.seed, "accuracy": right.mean(),
+                     "seconds": record.details["seconds"] - first, "warm_up": first})  # fmt: skip
     return pd.DataFrame(rows)
 
 # %% ../nbs/09_frontier.ipynb #59d531f9

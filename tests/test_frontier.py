@@ -12,10 +12,22 @@ from hypothesis import strategies as st
 from fashion_nb.cost import model_cost
 from fashion_nb.data import FashionNbError, load_fashion_mnist
 from fashion_nb.experiments import GRIDS
-from fashion_nb.frontier import BUDGETS, _compiled, budget_table, fastest, load_latency, measure_latency, pareto, plot_frontier, teacher_seconds
+from fashion_nb.frontier import (
+    BUDGETS,
+    _compiled,
+    budget_table,
+    fastest,
+    load_latency,
+    measure_latency,
+    pareto,
+    plot_frontier,
+    teacher_seconds,
+    timed_runs,
+    warm_up,
+)
 from fashion_nb.models import build_model, model_info
 from fashion_nb.predict import load_pretrained, pretrained_names
-from fashion_nb.store import leaderboard, load_records, published_points, store_folder
+from fashion_nb.store import StoreError, leaderboard, load_records, published_points, store_folder
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +150,24 @@ def test_the_fastest_has_three_seeds_and_the_mean():
     found = fastest(table, [0.945], "x").iloc[0]
     assert found.row == "taught" and found.total == pytest.approx(found.seconds + teacher_seconds("wide=0.5"))
     assert fastest(table, [0.945], "x", taught=False).row[0] == "slow" and fastest(table, [0.9], "y").row[0] == "else"
+
+
+@pytest.mark.parametrize("seconds, first", [([9.0, 4.0, 6.0, 5.0], 4.0), ([3.0, 4.0], 0.0), ([7.0], 0.0)])
+def test_the_warm_up_is_what_the_first_epoch_took_longer(seconds, first):
+    assert warm_up(seconds) == warm_up(np.array(seconds)) == first
+
+
+def test_the_record_is_timed_without_its_warm_up():
+    rows = timed_runs("record")
+    assert list(rows.groupby("row").size()) == [10] * len(GRIDS["record"].rows) and set(rows.row) == set(GRIDS["record"].rows)
+    labels, stored = load_fashion_mnist().test.labels, {(record.row.partition("/")[2], record.config.seed): record for record in load_records("record")}
+    for row in rows.itertuples():
+        record = stored[row.row, row.seed]
+        first, *others = [epoch["seconds"] for epoch in record.details["history"]]
+        assert row.accuracy == np.mean(record.probabilities.argmax(1) == labels)
+        assert row.seconds == pytest.approx(sum(others) + min(first, np.median(others)), abs=0.02)
+    with pytest.raises(StoreError, match="no stored results of 'none'"):
+        timed_runs("none")
 
 
 @pytest.mark.parametrize("name", pretrained_names())
