@@ -308,7 +308,7 @@ _ZOO |= {
         ("budget_1m", "1 M", "conv8 conv16/2 conv24/2 conv24 conv48/2 flat"),
         ("budget_2m", "2.08 M", "conv8 conv16/2 conv32/2 res32 conv48/2 conv48 flat"),
         ("budget_5m", "5 M", "conv16 conv32/2 conv48/2 res48 conv48/2 flat"),
-        ("budget_31m", "31 M", "conv32 pool conv64 res64 pool res96 gap"),
+        ("budget_31m", "31 M", "conv32 conv32 pool conv64 conv64 pool conv128 flat"),
     )
 }
 

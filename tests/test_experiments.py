@@ -98,7 +98,7 @@ class Trainings:
 @pytest.mark.parametrize("group", [name for name in GRIDS])
 def test_a_grid_is_sound(group):
     grid, configs = GRIDS[group], grid_configs(group)
-    assert grid.question.endswith("?") and grid.seeds >= (1 if group in ("search", "teacher", "record_search") else 3) and len(configs) == grid.seeds * len(grid.rows)
+    assert grid.question.endswith("?") and grid.seeds >= (1 if group in ("search", "teacher", "record_search", "search_again") else 3) and len(configs) == grid.seeds * len(grid.rows)
     assert len({config.identity for config in configs.values()}) == len(configs)
     for name, config in configs.items():
         found = fashion_nb.store._NAME.fullmatch(name)
