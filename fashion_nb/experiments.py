@@ -397,17 +397,18 @@ GRIDS["budget_31m_before"] = Grid(
 )
 
 # %% ../nbs/09_experiments.ipynb #f9231938
-_POOL = "conv32 pool conv64 conv64 pool conv128 flat"
 _STRIDE = "conv32/2 res32 conv64/2 res64 conv128/2 flat"
-_SOON = {"model": _POOL, "batch_size": 128, "precision": "mixed_bfloat16"}
-_CLOCK = _SOON | _RECIPE | {"learning_rate": 0.004, "augmentation": "shift=1", "epochs": 5}
+_CLOCK = _RECIPE | {
+    "model": "conv32 pool conv64 conv64 pool conv128 flat", "batch_size": 128, "epochs": 5, "learning_rate": 0.004, "augmentation": "shift=1",
+    "precision": "mixed_bfloat16",
+}  # fmt: skip
 _BOTH = {"optimizer": "muon", "label_smoothing": 0.05}
 _PLAIN = {"optimizer": "adam", "learning_rate": 0.001, "schedule": "constant", "augmentation": "none", "weight_decay": 0.0, "warmup_epochs": 0.0}
 GRIDS["record_search"] = Grid(
     "What do candidates for a record against the clock reach on held-out images?",
     {
         "pool": {},
-        "residual": {"model": "conv32 pool conv64 res64 pool res96 gap", "epochs": 4},
+        "residual": {"model": _WIDE["model"], "epochs": 4},
         "pool_muon": {"optimizer": "muon"},
         "stride": {"model": _STRIDE, "epochs": 8},
         "pool_smooth": {"label_smoothing": 0.05},
