@@ -173,15 +173,15 @@ def timed_runs(
     folder: Path | str | None = None,  # of the store; None is the package's own
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only the test labels are used
 ):  # data frame, a row a run: row (without GROUP/), seed, accuracy (on test), seconds (of training, without the warm-up), warm_up
-    "How accurate each run of a group is, and how long it was trained; no group of that name raises `StoreError`."
+    "How accurate each run of a group is, and how long it was trained; an unknown group, or answers to other test images, raise `StoreError`."
     import pandas as pd
 
-    labels, rows = (load_fashion_mnist() if data is None else data).test.labels, []
-    for record in load_records(group, folder):
-        first, right = warm_up(record.history.seconds.to_numpy()), record.probabilities.argmax(axis=1) == labels
-        rows.append({"row": record.row.partition("/")[2], "seed": record.config.seed, "accuracy": right.mean(),
-                     "seconds": record.details["seconds"] - first, "warm_up": first})  # fmt: skip
-    return pd.DataFrame(rows)
+    records = load_records(group, folder)
+    runs, first = summarise({record.name: [record] for record in records}, data), [warm_up(record.history.seconds.to_numpy()) for record in records]
+    return pd.DataFrame({
+        "row": [record.row.partition("/")[2] for record in records], "seed": [record.config.seed for record in records],
+        "accuracy": runs["mean"], "seconds": runs.seconds - first, "warm_up": first,
+    })  # fmt: skip
 
 # %% ../nbs/09_frontier.ipynb #59d531f9
 _AXES = {"macs": "MACs for one image", "parameters": "parameters", "latency": "milliseconds for one image, CPU", "seconds": "seconds of training"}

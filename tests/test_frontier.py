@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import made_data
 
 from fashion_nb.cost import model_cost
 from fashion_nb.data import FashionNbError, load_fashion_mnist
@@ -168,6 +169,8 @@ def test_the_record_is_timed_without_its_warm_up():
         assert row.seconds == pytest.approx(sum(others) + min(first, np.median(others)), abs=0.02)
     with pytest.raises(StoreError, match="no stored results of 'none'"):
         timed_runs("none")
+    with pytest.raises(StoreError, match="other test images"):
+        timed_runs("record", data=made_data(100))
 
 
 @pytest.mark.parametrize("name", pretrained_names())
