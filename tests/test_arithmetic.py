@@ -151,6 +151,9 @@ case("ops.binary_crossentropy", lambda t, x: ops.binary_crossentropy(t, x), (8,)
 case("ops.categorical_crossentropy", lambda t, x: ops.categorical_crossentropy(t, x), (8,), (8,))
 case("ops.sobel_edges", lambda x: ops.image.sobel_edges(x), (8, 8, 3))
 case("ops.correlate", lambda a: ops.correlate(a[0], ones(3), mode="same"), (8,))
+for mode in ("valid", "full"):
+    case(f"ops.correlate {mode}", lambda a, mode=mode: ops.correlate(a[0], ones(3), mode=mode), (8,))
+case("Conv2D dilated by 3", lambda x: L.Conv2D(4, 3, dilation_rate=3, padding="same")(x), MAP)
 case("ops.psnr", lambda a, b: ops.psnr(a, b, 1.0), (8, 8, 3), (8, 8, 3))
 case("ops.segment_sum", lambda x: ops.segment_sum(x[0], np.array([0, 0, 1]), num_segments=2), (3, 4))
 
@@ -229,7 +232,8 @@ RECORDED = {  # FLOPs, transcendentals: XLA's analysis of the lowered program, j
     "ops.einsum, an index of one operand": (32, 0), "ops.einsum, dots": (120, 0), "ops.tensordot, axes": (120, 0), "ops.tensordot, one": (120, 0),
     "ops.outer": (12, 0), "ops.inner": (144, 0), "ops.vdot": (24, 0), "ops.cross": (45, 0), "ops.rms_normalization": (196, 4),
     "ops.normalize": (192, 4), "ops.diff": (13, 0), "ops.cdist": (165, 15), "ops.binary_crossentropy": (64, 16),
-    "ops.categorical_crossentropy": (47, 8), "ops.sobel_edges": (5808, 0), "ops.correlate": (44, 0), "ops.psnr": (579, 1), "ops.segment_sum": (12, 0),
+    "ops.categorical_crossentropy": (47, 8), "ops.sobel_edges": (5808, 0), "ops.correlate": (44, 0), "ops.correlate valid": (36, 0), "ops.correlate full": (48, 0),
+    "Conv2D dilated by 3": (113920, 0), "ops.psnr": (579, 1), "ops.segment_sum": (12, 0),
 }  # fmt: skip
 
 # ---------------------------------------------------------------- what no witness counts the same way, from the dimensions
@@ -373,6 +377,35 @@ hand("ops.rfft", lambda x: ops.rfft(x)[0], (8,), expected=(0, 0, 60, 0))
 hand("ops.irfft", lambda x: ops.irfft((x, x)), (5,), expected=(0, 0, 60 + 8, 0))
 hand("ops.fft", lambda x: ops.fft((x, x))[0], (8,), expected=(0, 0, 120, 0))
 hand("ops.ifft2", lambda x: ops.ifft2((x, x))[0], (4, 8), expected=(0, 0, 4 * 120 + 8 * 40 + 64, 0))
+
+# What the planted faults below would slip past: the other side of each condition.
+for offset, terms in {0: 3, 3: 2, 4: 1, -1: 2}.items():
+    hand(f"ops.trace, {offset} beside the diagonal", lambda x, at=offset: ops.trace(x, offset=at, axis1=1, axis2=2), (3, 5),
+         expected=(0, 0, terms - 1, 0))  # fmt: skip
+hand("LayerNormalization by the variance alone", lambda x: L.LayerNormalization(rms_scaling=True)(x), (10, 16), expected=(0, 0, 6 * N + 10, 10))
+hand("ops.layer_normalization, no shift", lambda x: ops.layer_normalization(x, ones(16)), (10, 16), expected=(0, 0, 8 * N + 20, 10))
+hand("UnitNormalization of order 1", lambda x: ops.normalize(x, order=1), (10, 16), expected=(0, 0, 2 * N + 150 + 10, 0))
+if NEWEST:
+    hand("ReversibleEmbedding, capped", lambda x: L.ReversibleEmbedding(100, 8, logit_soft_cap=30.0)(x, reverse=True), (5, 8), expected=(4000, 0, 1000, 500))
+    hand("ReversibleEmbedding, looked up", lambda x: L.ReversibleEmbedding(9, 4)(x), (5,), dtype="int32", expected=(0, 0, 0, 0))
+hand("Bidirectional, multiplied", lambda x: L.Bidirectional(L.GRU(6), merge_mode="mul")(x), (3, 8), expected=(2 * 3 * 252, 2 * 3 * 36, 2 * 3 * 6 * 14 + 6, 54 * 2))
+hand("Bidirectional, two kinds beside each other", lambda x: L.Bidirectional(L.GRU(6), backward_layer=L.LSTM(6, go_backwards=True))(x), (3, 8),
+     expected=(3 * (252 + 336), 3 * (36 + 24), 3 * (84 + 102), 54 + 90))  # fmt: skip
+hand("Attention with keys of their own", lambda q, v, k: L.Attention()([q, v, k]), (10, 16), (7, 5), (7, 16), expected=(1120 + 350, 0, SOFTMAX, 70))
+hand("ops.dot_product_attention, biased", lambda q, k: ops.dot_product_attention(q, k, k, ones(1, 4, 10, 10)), (10, 4, 4), (10, 4, 4),
+     expected=(3_200, 0, 800 + HEADS, 400))  # fmt: skip
+hand("MultiHeadAttention, masked", lambda a: L.MultiHeadAttention(4, 4)(a, a, attention_mask=ones(1, 10, 10) > 0), (10, 16),
+     expected=(13_440, 4 * N, 800 + HEADS, 400))  # fmt: skip
+hand("MultiHeadAttention, its scores too", lambda a: L.MultiHeadAttention(4, 4)(a, a, return_attention_scores=True)[0], (10, 16),
+     expected=(13_440, 4 * N, N + HEADS, 400))  # fmt: skip
+hand("MultiHeadAttention, causal, its scores too", lambda a: L.MultiHeadAttention(4, 4)(a, a, return_attention_scores=True, use_causal_mask=True)[0], (10, 16),
+     expected=(13_440, 4 * N, N + HEADS + 800, 400))  # fmt: skip
+hand("ops.average, weights by position", lambda x: ops.average(x, -1, ones(16)), (4, 16), expected=(0, 0, 64 + 64 + 60, 0))
+hand("ops.rfft of 2", lambda x: ops.rfft(x)[0], (2,), expected=(0, 0, 5, 0))
+hand("Resizing to a larger size, antialiased", lambda x: L.Resizing(8, 8, antialias=True)(x), (4, 4, 3), expected=(0, 0, 9 * 192, 0))
+hand("CenterCrop of a large image", lambda x: L.CenterCrop(2, 2)(x), (4, 4, 3), expected=(0, 0, 0, 0))
+hand("STFTSpectrogram, power", lambda x: L.STFTSpectrogram("psd", frame_length=8, frame_step=4, fft_length=16, padding="valid")(x), (32, 1),
+     expected=(2 * 7 * 9 * 8, 0, 7 * 9 * (2 + 1 + 1), 0))  # fmt: skip
 hand("ops.stft", lambda x: ops.stft(x, 8, 4, 8, center=False)[0], (16,), expected=(0, 0, 3 * 68, 0))
 
 
@@ -561,6 +594,19 @@ HANDLER_NAMES = sorted({handler.__name__ for handler in HANDLERS.values() if han
 newest = pytest.mark.skipif(not NEWEST, reason="not every case can be built on this version of Keras")
 
 
+# How many faults of a function may slip past. Most of them change nothing: the name of a keyword that Keras passes by position, a symbol in
+# place of another of the same size, the shape that an activation is given and does not count by. No other function may let one through.
+SLIPS = {
+    "_adaptive_pooling": 1, "_after_kernel": 1, "_attention": 4, "_auto_contrast": 2, "_batch_normalization_operation": 1, "_bisection": 3,
+    "_category_encoding": 4, "_conv_lstm_cell": 4, "_convolution_operation": 1, "_depthwise_operation": 3, "_dot_product_attention": 2,
+    "_einsum_terms": 2, "_encoding": 1, "_fixed_filters": 3, "_fourier": 2, "_fourier_operation": 3, "_gates": 1, "_group_normalization": 1,
+    "_gru_cell": 1, "_heads": 6, "_hits": 1, "_in_front": 2, "_lstm_cell": 2, "_matrix_product": 2, "_mean": 1, "_mel_spectrogram": 1,
+    "_norm": 3, "_pairs": 3, "_peak_signal": 2, "_reversible_embedding": 2, "_rms_normalization": 2, "_scatter": 1, "_select": 1,
+    "_softmax_layer": 3, "_softmax_terms": 1, "_solve_triangular": 1, "_sort": 1, "_stacked_cells": 2, "_time_distributed": 1, "_trace": 1,
+    "_unit_normalization": 1, "_various": 1, "_vector_terms": 1, "_window_term": 1,
+}  # fmt: skip
+
+
 @newest
 @pytest.mark.parametrize("name", [*HANDLER_NAMES, *HELPERS])
 def test_planted_faults_are_caught(name, monkeypatch):
@@ -579,7 +625,7 @@ def test_planted_faults_are_caught(name, monkeypatch):
                 missed.append(number)
     MUTANTS[name] = (total, missed)
     assert total == 0 or len(missed) < total, f"no fault in {name} was caught"
-    assert len(missed) <= 0.6 * total, f"{name}: {len(missed)} of {total} faults were not caught: {missed}"
+    assert len(missed) <= SLIPS.get(name, 0), f"{name}: {len(missed)} of {total} faults were not caught: {missed}"
 
 
 MUTANTS = {}
@@ -597,7 +643,7 @@ def test_mutants_caught():
         pytest.skip("the mutants were not all made")
     total, missed = sum(t for t, _ in MUTANTS.values()), sum(len(m) for _, m in MUTANTS.values())
     print(f"{total - missed} of {total} planted faults caught in {len(MUTANTS)} functions")
-    assert missed <= 0.2 * total, {name: (t, m) for name, (t, m) in MUTANTS.items() if m}  # some change nothing that is counted
+    assert missed <= 0.11 * total, {name: (t, m) for name, (t, m) in MUTANTS.items() if m}  # some change nothing that is counted
 
 
 @newest
