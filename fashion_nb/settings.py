@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
@@ -114,26 +114,20 @@ def parse_teacher(
         raise TrainError(f"teacher is {text!r}: expected 'none', or a name and a share above 0 and up to 1, such as 'wide=0.5'")
     return found[1], float(found[2])
 
-
-_WHOLE = {"epochs": (1, 10_000), "batch_size": (1, 60_000), "validation_size": (0, 59_990), "seed": (0, 2**32 - 1)}
-_REAL = {  # lowest and highest; "open": the lowest itself is not allowed
-    "learning_rate": (0, 10, "open"),
-    "warmup_epochs": (0, 10_000, ""),
-    "weight_decay": (0, 10, ""),
-    "label_smoothing": (0, 0.9, ""),
-    "average": (0, 0.99999, ""),
-}
-
-
-def _choices():
-    "The fields that take one of several words."
-    return {
-        "optimizer": tuple(OPTIMIZERS),
-        "schedule": SCHEDULES,
-        "precision": ("float32", "mixed_bfloat16"),
-        "device": ("auto", "cpu", "gpu"),
-        "distribution": ("none", "data_parallel"),
-    }
+# %% ../nbs/07_settings.ipynb #5c2e71aa
+def _setting(
+    default,  # the value where none is given; its type is the field's
+    help: str,  # one sentence, for the command line and the documentation
+    *,
+    low: float | None = None,  # of a number: the lowest
+    high: float | None = None,  # of a number: the highest
+    above: bool = False,  # is the lowest itself refused?
+    words=(),  # of a text that is one of several: these, or a table with them as its keys
+    later: bool = False,  # is it left out of `identity` at its default? Settings without it keep their name
+):  # a field of `TrainConfig`
+    "All that is known of one option of training: the record, its checks and the command line read it here."
+    rules = {"help": help, "low": low, "high": high, "above": above, "words": words, "later": later}
+    return field(default=default, metadata=rules)
 
 # %% ../nbs/07_settings.ipynb #ebdb337b
 def _is_number(value, kinds) -> bool:
@@ -141,35 +135,57 @@ def _is_number(value, kinds) -> bool:
     return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_, np.timedelta64)) and value == value
 
 
-def _problems(
+def _field_problem(
+    name: str,  # of a field
+    value,  # what was given for it
+    kind: type,  # of the field
+    rules,  # what `_setting` notes of it
+) -> str | None:  # a sentence; None where nothing is wrong, or where the field has a reader of its own
+    "Hold one value against its field's words or limits."
+    low, high = rules["low"], rules["high"]
+    if kind is bool and not isinstance(value, bool):
+        return f"{name} is {value!r}: expected True or False"
+    if words := rules["words"]:
+        if not isinstance(value, str) or value not in words:
+            return f"{name} is {value!r}: expected one of {', '.join(words)}"
+    elif low is not None:
+        kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+        if not _is_number(value, kinds) or not low <= value <= high or (rules["above"] and value == low):
+            number = "a whole number" if kind is int else "a number"
+            bounds = f"above {low}, at most {high:,}" if rules["above"] else f"from {low} to {high:,}"
+            return f"{name} is {value!r}: expected {number} {bounds}"
+    return None
+
+
+def _texts_problems(
     values: dict,  # a configuration's fields
-) -> list[str]:  # a sentence for each field that cannot be used; empty if there is none
-    "What is wrong with a configuration."
+) -> list[str]:  # a sentence for each text that cannot be read
+    "What is wrong with the fields that have a language of their own: model, augmentation and teacher."
+    def read_model(text):
+        return model_info(text if isinstance(text, str) else "")
+
     problems = []
-    try:
-        model_info(values["model"] if isinstance(values["model"], str) else "")
-    except ModelError as error:
-        problems.append(f"model is {values['model']!r}: {error}")
-    for field, words in _choices().items():
-        if not isinstance(values[field], str) or values[field] not in words:
-            problems.append(f"{field} is {values[field]!r}: expected one of {', '.join(words)}")
-    for field, (low, high) in _WHOLE.items():
-        if not _is_number(values[field], (int, np.integer)) or not low <= values[field] <= high:
-            problems.append(f"{field} is {values[field]!r}: expected a whole number from {low:,} to {high:,}")
-    for field, (low, high, end) in _REAL.items():
-        found = values[field]
-        if not _is_number(found, (int, float, np.integer, np.floating)) or not low <= found <= high or (end and found == low):
-            bounds = f"above {low}, at most {high:,}" if end else f"from {low} to {high:,}"
-            problems.append(f"{field} is {found!r}: expected a number {bounds}")
-    try:
-        parse_augmentation(values["augmentation"])
-    except AugmentError as error:
-        problems.append(f"augmentation is {values['augmentation']!r}: {error}")
+    for name, read in (("model", read_model), ("augmentation", parse_augmentation)):
+        try:
+            read(values[name])
+        except (ModelError, AugmentError) as error:
+            problems.append(f"{name} is {values[name]!r}: {error}")
     try:
         parse_teacher(values["teacher"])
     except TrainError as error:
         problems.append(str(error))
-    return problems or _contradictions(values)
+    return problems
+
+
+def _problems(
+    values: dict,  # a configuration's fields
+) -> list[str]:  # a sentence for each field that cannot be used; empty if there is none
+    "What is wrong with a configuration."
+    found = (
+        _field_problem(each.name, values[each.name], type(each.default), each.metadata)
+        for each in fields(TrainConfig)
+    )
+    return _texts_problems(values) + [problem for problem in found if problem] or _contradictions(values)
 
 # %% ../nbs/07_settings.ipynb #eb70d780
 def _contradictions(
@@ -190,29 +206,45 @@ def _contradictions(
 class TrainConfig:
     "All that can be chosen about a training run; bad values raise `TrainError`, all of them at once."
 
-    model: str = "stride_2"  # a name from `list_models()`, or a description such as 'conv16/2 res16 gap'
-    epochs: int = 6  # passes over the training images
-    batch_size: int = 128  # images for each step of the optimizer
-    optimizer: str = "adam"  # sgd, rmsprop, adam, adamw, nadam, lion, muon
-    learning_rate: float = 0.004  # the highest of the run
-    schedule: str = "cosine"  # constant, cosine, one_cycle, steps
-    warmup_epochs: float = 0.0  # epochs in which the rate rises from zero
-    weight_decay: float = 0.0  # of kernels, in units of the learning rate
-    label_smoothing: float = 0.0  # share of the label that is spread over all classes
-    augmentation: str = "none"  # such as 'shift=2+flip+erase'; see `AUGMENTATIONS`
-    teacher: str = "none"  # soft labels to learn from and their share in the target, such as 'wide=0.5'
-    average: float = 0.0  # momentum of the moving average of weights, such as 0.999; 0 keeps none
-    precision: str = "float32"  # float32, or mixed_bfloat16: weights in 32 bits, arithmetic in 16
-    validation_size: int = 5_000  # images held out of the train split, the same share of each class; 0 holds none
-    seed: int = 0  # of the held-out images, the first weights, the order and the augmentation
-    device: str = "auto"  # auto, cpu, gpu
-    distribution: str = "none"  # none, or data_parallel over all devices of that kind
+    model: str = _setting(
+        "stride_2", "A name from 'fashion_nb models', or words such as 'conv16/2 res16 gap'."
+    )
+    epochs: int = _setting(6, "Passes over the training images.", low=1, high=10_000)
+    batch_size: int = _setting(128, "Images for each step of the optimizer.", low=1, high=60_000)
+    optimizer: str = _setting("adam", "How the weights are moved.", words=OPTIMIZERS)
+    learning_rate: float = _setting(0.004, "The highest of the run.", low=0, high=10, above=True)
+    schedule: str = _setting("cosine", "How the learning rate falls.", words=SCHEDULES)
+    warmup_epochs: float = _setting(0.0, "Epochs in which the rate rises from zero.", low=0, high=10_000)
+    weight_decay: float = _setting(0.0, "Of kernels, in units of the learning rate.", low=0, high=10)
+    label_smoothing: float = _setting(
+        0.0, "Share of the label that is spread over all classes.", low=0, high=0.9
+    )
+    augmentation: str = _setting("none", "Such as shift=2+flip+erase, or first_set.")
+    teacher: str = _setting(
+        "none", "Soft labels and their share in the target, such as wide=0.5.", later=True
+    )
+    average: float = _setting(
+        0.0, "Momentum of the moving average of weights; 0 keeps none.", low=0, high=0.99999
+    )
+    precision: str = _setting(
+        "float32", "Of the arithmetic; weights keep 32 bits.", words=("float32", "mixed_bfloat16")
+    )
+    validation_size: int = _setting(
+        5_000, "Images held out, the same share of each class; 0 holds none.", low=0, high=59_990
+    )
+    seed: int = _setting(
+        0, "Of the held-out images, the weights, the order, the augmentation.", low=0, high=2**32 - 1
+    )
+    device: str = _setting("auto", "Where to train.", words=("auto", "cpu", "gpu"))
+    distribution: str = _setting(
+        "none", "Spread each batch over all devices of that kind?", words=("none", "data_parallel")
+    )
 
     def __post_init__(self):
         if problems := _problems(asdict(self)):
             raise TrainError("; ".join(problems))
-        for field in fields(self):  # NumPy's numbers become Python's, which JSON can hold
-            object.__setattr__(self, field.name, type(field.default)(getattr(self, field.name)))
+        for known in fields(self):  # NumPy's numbers become Python's, which JSON can hold
+            object.__setattr__(self, known.name, type(known.default)(getattr(self, known.name)))
 
     def to_json(self) -> str:  # one object, a field a line
         "The configuration as JSON."
@@ -231,9 +263,16 @@ class TrainConfig:
         "A short name of these settings: equal settings, equal name, in whatever order the augmentation is written."
         values = asdict(self) | {"model": " ".join(self.model.split()), "augmentation": parse_augmentation(self.augmentation)}
         values["teacher"] = parse_teacher(self.teacher)
-        if self.teacher == "none":
-            del values["teacher"]  # settings without a teacher keep the name that they had before there were any
+        for known in fields(self):
+            if known.metadata["later"] and getattr(self, known.name) == known.default:
+                del values[known.name]  # settings keep the name that they had before there was this field
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+if TrainConfig.__doc__:  # python -OO leaves none
+    TrainConfig.__doc__ += "\n\n" + "\n".join(
+        f"- `{known.name}`: {known.metadata['help']}" for known in fields(TrainConfig)
+    )
 
 # %% ../nbs/07_settings.ipynb #ae7f3096
 def _config_from_json(
@@ -245,7 +284,7 @@ def _config_from_json(
         values = json.loads(text)
     except ValueError as error:
         raise TrainError(f"the configuration is not JSON ({error}): expected what to_json() writes") from None
-    known = [field.name for field in fields(cls)]
+    known = [each.name for each in fields(cls)]
     if not isinstance(values, dict):
         raise TrainError(f"the configuration is {values!r}: expected a JSON object with {', '.join(known)}")
     if unknown := sorted(set(values) - set(known)):
