@@ -7,14 +7,13 @@ __all__ = ['QUANTITIES', 'HANDLERS', 'FREE', 'UNKNOWN', 'CostError', 'convolutio
            'layer_work', 'is_known', 'known_kinds', 'register_handler']
 
 # %% ../nbs/04_arithmetic.ipynb #74541175
-import string
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import ceil, prod
 
 from .data import FashionNbError
+from .traits import ACTIVATION_OF, OUTSIDE, einsum_letters, kinds_of, positions_and_channels
 
 # %% ../nbs/04_arithmetic.ipynb #bfebe4fe
 class CostError(FashionNbError, ValueError):
@@ -139,8 +138,8 @@ class Work:
 
 # %% ../nbs/04_arithmetic.ipynb #e23c0ba7
 HANDLERS: dict[str, Callable] = {}  # kind of a call: its handler
-FREE: set[str] = set()  # kinds that compute nothing
-UNKNOWN: dict[str, str] = {}  # kinds of Keras that are not counted: the reason
+FREE = kinds_of("free")  # kinds that compute nothing
+UNKNOWN: dict[str, str] = {**OUTSIDE}  # kinds of Keras that are not counted: the reason
 _REGISTERED: dict[type, Callable] = {}  # users' own layers: their handlers
 _RESOLVED: dict[type, type | str] = {}  # where the handler of a class was found
 
@@ -438,14 +437,38 @@ _POSITIONS = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 _TAPS = {1: ("k",), 2: ("k_h", "k_w"), 3: ("k_d", "k_h", "k_w")}
 
 
+@dataclass(frozen=True)
+class _Window:
+    "How a convolution moves over a map; sizes along each axis of space."
+
+    size: tuple[int, ...]  # positions of the input
+    output_size: tuple[int, ...]  # positions of the output
+    kernel_size: tuple[int, ...]  # taps
+    strides: tuple[int, ...]  # positions between two windows
+    dilation_rate: tuple[int, ...]  # positions between two taps
+    padding: str  # 'valid', 'same' or 'causal'
+
+    @classmethod
+    def of(cls, layer, size, output_size) -> "_Window":
+        "That of a layer, on a map of this size."
+        return cls(size, output_size, layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
+
+
+def _taps(
+    window: _Window,  # of a convolution
+    transposed: bool,
+) -> tuple[int, int]:  # pairs of window and tap: all, and those that do not lie on padding
+    "How many taps there are."
+    read, written = (window.output_size, window.size) if transposed else (window.size, window.output_size)
+    every, hit = prod(written) * prod(window.kernel_size), 1
+    for axis in zip(read, written, window.kernel_size, window.strides, window.dilation_rate):
+        hit *= _hits(*axis, _in_front(*axis, window.padding))
+    return every, hit
+
+
 def _window_term(
     batch: int,  # N
-    size: tuple[int, ...],  # positions of the input
-    output_size: tuple[int, ...],  # positions of the output
-    kernel_size: tuple[int, ...],  # taps along each axis
-    strides: tuple[int, ...],  # along each axis
-    dilation_rate: tuple[int, ...],  # along each axis
-    padding: str,  # 'valid', 'same' or 'causal'
+    window: _Window,  # positions, taps, strides, padding
     channels: tuple,  # symbols and sizes beside positions and taps
     groups: int = 1,  # G, divides the last of `channels`
     weight=None,  # the kernel
@@ -453,26 +476,19 @@ def _window_term(
     what: str = "kernel",
 ) -> Term:  # MACs, with those on padding
     "The MACs of any convolution."
-    read, written = (output_size, size) if transposed else (size, output_size)
-    positions = [f"{name}_{{in}}" for name in _POSITIONS[len(size)]] if transposed else _POSITIONS[len(size)]
+    rank = len(window.size)
+    positions = [f"{name}_{{in}}" for name in _POSITIONS[rank]] if transposed else _POSITIONS[rank]
+    written = window.size if transposed else window.output_size
     first, last = (channels[:-1], channels[-1:]) if channels else ((), ())
-    symbols = (("N", batch), *zip(positions, written), *first, *zip(_TAPS[len(size)], kernel_size), *last)
+    symbols = (("N", batch), *zip(positions, written), *first, *zip(_TAPS[rank], window.kernel_size), *last)
     term = Term("macs", what, symbols, over=(("G", groups),) if groups != 1 else (), weight=weight)
-    if transposed or padding != "valid":
-        every = prod(written) * prod(kernel_size)
-        hit = 1
-        for axis in zip(read, written, kernel_size, strides, dilation_rate):
-            hit *= _hits(*axis, _in_front(*axis, padding))
+    if transposed or window.padding != "valid":
+        every, hit = _taps(window, transposed)
         if hit != every:
             return replace(term, on_padding=(every - hit) * (term.value // every))
     return term
 
 # %% ../nbs/04_arithmetic.ipynb #98857434
-def _split(shape, data_format) -> tuple[tuple[int, ...], int]:
-    "Positions and channels of a map."
-    return (shape[2:], shape[1]) if data_format == "channels_first" else (shape[1:-1], shape[-1])
-
-
 def _weight(
     layer,  # a built layer
     name: str = "kernel",
@@ -505,46 +521,52 @@ def _after_kernel(call, layer, symbols, training=False) -> Work:
     return work
 
 # %% ../nbs/04_arithmetic.ipynb #ff8a3ad7
-@_handles("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+@_handles(*kinds_of("convolution", "transposed convolution"))
 def _convolution(call, training=False) -> Work:
     "Convolutions, grouped or dilated, transposed or not, channels first or last."
     layer, given, made = call.layer, call.inputs[0].shape, call.outputs[0].shape
-    (size, channels), (output_size, filters) = _split(given, layer.data_format), _split(made, layer.data_format)
+    (size, channels), (output_size, filters) = positions_and_channels(given, layer.data_format), positions_and_channels(made, layer.data_format)
     around = (("C_{out}", filters), ("C_{in}", channels))
-    window = (size, output_size, layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
+    window = _Window.of(layer, size, output_size)
     transposed = hasattr(layer, "output_padding")
-    term = _window_term(given[0], *window, around, getattr(layer, "groups", 1), _weight(layer), transposed)
+    term = _window_term(given[0], window, around, getattr(layer, "groups", 1), _weight(layer), transposed)
     outputs = (("N", given[0]), *zip(_POSITIONS[len(size)], output_size), ("C_{out}", filters))
     after = _after_kernel(call, layer, outputs, training)
     return Work((term, *after.terms), after.unknown)
 
 # %% ../nbs/04_arithmetic.ipynb #9f5aeee0
-@_handles("DepthwiseConv1D", "DepthwiseConv2D")
+@_handles(*kinds_of("depthwise convolution"))
 def _depthwise(call, training=False) -> Work:
     "Each channel for itself, with as many kernels as the multiplier says."
     layer, given, made = call.layer, call.inputs[0].shape, call.outputs[0].shape
-    (size, channels), (output_size, filters) = _split(given, layer.data_format), _split(made, layer.data_format)
+    (size, channels), (output_size, filters) = positions_and_channels(given, layer.data_format), positions_and_channels(made, layer.data_format)
     around = (("C_{in}", channels), ("m", layer.depth_multiplier)) if layer.depth_multiplier != 1 else (("C_{in}", channels),)
-    window = (size, output_size, layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
-    term = _depthwise_term(given[0], *window, around, _weight(layer))
+    window = _Window.of(layer, size, output_size)
+    term = _depthwise_term(given[0], window, around, _weight(layer))
     outputs = (("N", given[0]), *zip(_POSITIONS[len(size)], output_size), ("C_{out}", filters))
     return Work((term,)) + _after_kernel(call, layer, outputs, training)
 
 
-def _depthwise_term(batch, size, output_size, kernel_size, strides, dilation_rate, padding, around, weight, what="kernel") -> Term:
+def _depthwise_term(
+    batch: int,  # N
+    window: _Window,  # positions, taps, strides, padding
+    around: tuple,  # symbols and sizes of the channels
+    weight,  # the kernel, or None
+    what: str = "kernel",
+) -> Term:  # MACs
     "A depthwise convolution's MACs, its channels written before its taps."
-    term = _window_term(batch, size, output_size, kernel_size, strides, dilation_rate, padding, (*around, ("", 1)), weight=weight, what=what)
+    term = _window_term(batch, window, (*around, ("", 1)), weight=weight, what=what)
     return replace(term, symbols=term.symbols[:-1])
 
 # %% ../nbs/04_arithmetic.ipynb #2c3c244e
-@_handles("SeparableConv1D", "SeparableConv2D")
+@_handles(*kinds_of("separable convolution"))
 def _separable(call, training=False) -> Work:
     "A depthwise convolution, then one of a single tap over all channels."
     layer, given, made = call.layer, call.inputs[0].shape, call.outputs[0].shape
-    (size, channels), (output_size, filters) = _split(given, layer.data_format), _split(made, layer.data_format)
-    window = (size, output_size, layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding)
+    (size, channels), (output_size, filters) = positions_and_channels(given, layer.data_format), positions_and_channels(made, layer.data_format)
+    window = _Window.of(layer, size, output_size)
     around = (("C_{in}", channels), ("m", layer.depth_multiplier))
-    depthwise = _depthwise_term(given[0], *window, around, layer.depthwise_kernel, "depthwise kernel")
+    depthwise = _depthwise_term(given[0], window, around, layer.depthwise_kernel, "depthwise kernel")
     outputs = (("N", given[0]), *zip(_POSITIONS[len(size)], output_size), ("C_{out}", filters))
     pointwise = Term("macs", "pointwise kernel", (*outputs, *around), weight=layer.pointwise_kernel)
     return Work((depthwise, pointwise)) + _after_kernel(call, layer, outputs, training)
@@ -559,27 +581,10 @@ def _dense(call, training=False) -> Work:
     after = _after_kernel(call, layer, outputs, training)
     return Work((kernel, *after.terms), after.unknown)
 
-# %% ../nbs/04_arithmetic.ipynb #94e785a2
-@lru_cache(maxsize=1024)
-def _einsum_parts(equation, ranks) -> tuple[tuple[str, ...], str]:
-    "The indices of each operand and of the result, dots replaced by capital letters from the end of the alphabet."
-    left, _, right = equation.replace(" ", "").partition("->")
-    operands = left.split(",")
-    free = [letter for letter in reversed(string.ascii_letters) if letter not in equation]
-    spare = max((rank - len(part) + 3 for part, rank in zip(operands, ranks) if "..." in part), default=0)
-    dots = "".join(free[:spare])[::-1]
-    filled = []
-    for part, rank in zip(operands, ranks):
-        filled.append(part.replace("...", dots[len(dots) - (rank - len(part) + 3) :]) if "..." in part else part)
-    if "->" not in equation:
-        counts = Counter(left.replace(",", "").replace(".", ""))
-        right = ("..." if "..." in left else "") + "".join(sorted(index for index in counts if counts[index] == 1))
-    return tuple(filled), right.replace("...", dots)
-
 # %% ../nbs/04_arithmetic.ipynb #f069901f
 def _einsum_terms(equation, shapes, weight=None, what="kernel") -> tuple[Term, ...] | None:
     "A product of one or two tensors; None for more, whose cost depends on the order of the products."
-    operands, result = _einsum_parts(equation, tuple(map(len, shapes)))
+    operands, result = einsum_letters(equation, tuple(map(len, shapes)))
     if len(operands) > 2:
         return None
     sizes = {}
@@ -636,7 +641,7 @@ def _pool_terms(outputs, taps, average) -> tuple[Term, ...]:
     return (fewer, _other("windows: divisions", outputs)) if average else (fewer,)
 
 
-@_handles(*(f"{kind}Pooling{rank}D" for kind in ("Max", "Average") for rank in (1, 2, 3)), "ops.MaxPool", "ops.AveragePool")
+@_handles(*kinds_of("max pooling", "average pooling", "pooling function"))
 def _pooling(call, training=False) -> Work:
     "Max and average pooling; taps on padding count like any other."
     size, rank = call.layer.pool_size, len(call.outputs[0].shape) - 2
@@ -644,18 +649,18 @@ def _pooling(call, training=False) -> Work:
     return Work(_pool_terms(_sizes(call.outputs[0].shape), taps, "Average" in call.kind))
 
 # %% ../nbs/04_arithmetic.ipynb #41f75028
-@_handles(*(f"Global{kind}Pooling{rank}D" for kind in ("Max", "Average") for rank in (1, 2, 3)))
+@_handles(*kinds_of("whole"))
 def _global_pooling(call, training=False) -> Work:
     "One window over all positions."
-    size, channels = _split(call.inputs[0].shape, call.layer.data_format)
+    size, channels = positions_and_channels(call.inputs[0].shape, call.layer.data_format)
     return Work(_pool_terms((("N", call.inputs[0].shape[0]), ("C", channels)), prod(size), "Average" in call.kind))
 
 
-@_handles(*(f"Adaptive{kind}Pooling{rank}D" for kind in ("Max", "Average") for rank in (1, 2, 3)), "ops.AdaptiveMaxPool", "ops.AdaptiveAveragePool")
+@_handles(*kinds_of("adaptive pooling", "adaptive pooling function"))
 def _adaptive_pooling(call, training=False) -> Work:
     "Windows that share the positions out as evenly as they can."
     given, wanted = call.inputs[0].shape, call.layer.output_size
-    size, channels = _split(given, call.layer.data_format)
+    size, channels = positions_and_channels(given, call.layer.data_format)
     output_size = (wanted,) * len(size) if isinstance(wanted, int) else tuple(wanted)
     taps = prod(sum(ceil((i + 1) * n / m) - i * n // m for i in range(m)) for n, m in zip(size, output_size))
     around = (("N", given[0]), ("C", channels))
@@ -740,7 +745,7 @@ def _unit_normalization(call, training=False) -> Work:
     return Work((_other("absolute values and division", numbers, 2), sums, _other("bound", rows), *powers))
 
 # %% ../nbs/04_arithmetic.ipynb #5841ffee
-@_handles("Add", "Multiply", "Maximum", "Minimum", "Average", "Subtract")
+@_handles(*kinds_of("merge"))
 def _merge(call, training=False) -> Work:
     "One operation a number for each input but the first; the average divides as well."
     numbers, inputs = _sizes(call.outputs[0].shape), len(call.inputs)
@@ -762,9 +767,6 @@ def _dot_layer(call, training=False) -> Work:
     return Work(terms)
 
 # %% ../nbs/04_arithmetic.ipynb #f50431bd
-FREE |= {"InputLayer", "Concatenate", "Flatten", "Reshape", "Permute", "RepeatVector", "Identity", "ActivityRegularization"}
-FREE |= {f"{kind}{rank}D" for kind in ("ZeroPadding", "Cropping") for rank in (1, 2, 3)} | {"UpSampling1D", "UpSampling3D"}
-
 _INTERPOLATION_TAPS = {"nearest": 0, "bilinear": 2, "bicubic": 4, "lanczos3": 6, "lanczos5": 10}
 
 
@@ -809,7 +811,7 @@ def _dropped(what, symbols, rate, training) -> tuple[Term, ...]:
     return (_other(f"{what}: dropout", symbols, 2),) if training and rate else ()
 
 # %% ../nbs/04_arithmetic.ipynb #8a5cc62e
-@_handles("Attention", "AdditiveAttention")
+@_handles(*kinds_of("attention"))
 def _attention(call, training=False) -> Work:
     "Attention without weights of its own; additive scores are sums of tanh(query + key)."
     layer, shapes = call.layer, [tensor.shape for tensor in _argument(call, 0, "inputs")]
@@ -925,15 +927,15 @@ def _gru_cell(call, training=False) -> Work:
 def _conv_lstm_cell(call, training=False) -> Work:
     "An LSTM whose two products are convolutions."
     cell, given = call.layer, call.inputs[0].shape
-    size, channels = _split(given, cell.data_format)
+    size, channels = positions_and_channels(given, cell.data_format)
     batch, ones, four = given[0], (1,) * len(size), (("4", 4), ("C_{out}", cell.filters))
     reach = [(k - 1) * d + 1 for k, d in zip(cell.kernel_size, cell.dilation_rate)]
     output_size = tuple(-(-n // s) if cell.padding == "same" else (n - r) // s + 1 for n, r, s in zip(size, reach, cell.strides))
-    window = (size, output_size, cell.kernel_size, cell.strides, cell.dilation_rate, cell.padding)
-    again = (output_size, output_size, cell.kernel_size, ones, ones, "same")
+    window = _Window.of(cell, size, output_size)
+    again = _Window(output_size, output_size, cell.kernel_size, ones, ones, "same")
     outputs = (("N", batch), *zip(_POSITIONS[len(size)], output_size), ("C_{out}", cell.filters))
-    terms = (_window_term(batch, *window, (*four, ("C_{in}", channels)), weight=cell.kernel),)
-    terms += (_window_term(batch, *again, (*four, ("C_{out}", cell.filters)), weight=cell.recurrent_kernel, what="recurrent kernel"),)
+    terms = (_window_term(batch, window, (*four, ("C_{in}", channels)), weight=cell.kernel),)
+    terms += (_window_term(batch, again, (*four, ("C_{out}", cell.filters)), weight=cell.recurrent_kernel, what="recurrent kernel"),)
     terms += (Term("biases", "bias", outputs, 4, weight=cell.bias),) if cell.use_bias else ()
     terms += (_other("sum of the products", outputs, 4), _other("new state and output", outputs, 4))
     if training:
@@ -964,7 +966,7 @@ def _stacked_cells(call, training=False) -> Work | None:
     return every
 
 
-@_handles("RNN", "SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+@_handles(*kinds_of("recurrence", "recurrence of any cell", "convolutional recurrence"))
 def _recurrent(call, training=False) -> Work | None:
     "The work of the cell at each step; None if nobody knows the cell."
     given = call.inputs[0].shape
@@ -1033,7 +1035,7 @@ def _pipeline(call, training=False) -> Work | None:
     return every
 
 # %% ../nbs/04_arithmetic.ipynb #60a08dd5
-@_handles("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout", "GaussianNoise", "AlphaDropout")
+@_handles(*kinds_of("dropout", "noise"))
 def _noise(call, training=False) -> Work:
     "Nothing at inference; in training a few operations a number."
     if not training or not (call.layer.stddev if call.kind == "GaussianNoise" else call.layer.rate):
@@ -1042,21 +1044,10 @@ def _noise(call, training=False) -> Work:
     return Work((_other(call.kind, _sizes(call.outputs[0].shape), each),))
 
 
-FREE |= {"Hashing", "HashedCrossing", "IntegerLookup", "StringLookup", "TextVectorization", "MaxNumBoundingBoxes"}
-
-
-@_handles(
-    "AugMix", "CutMix", "Equalization", "MixUp", "RandAugment", "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast",
-    "RandomElasticTransform", "RandomErasing", "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective",
-    "RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness", "RandomShear", "RandomTranslation", "RandomZoom",
-    "Solarization",
-)  # fmt: skip
+@_handles(*kinds_of("random image"), "Equalization")
 def _augmentation(call, training=False) -> Work | None:
     "Nothing at inference; in training it depends on what is drawn."
     return None if training else Work()
-
-
-FREE |= {"RandomFlip", "RandomCrop"}  # they move numbers, in training too
 
 # %% ../nbs/04_arithmetic.ipynb #25d28f6f
 @_handles("Rescaling")
@@ -1093,7 +1084,7 @@ def _center_crop(call, training=False) -> Work:
 def _auto_contrast(call, training=False) -> Work:
     "Stretch each channel from its minimum to its maximum."
     shape, layer = call.inputs[0].shape, call.layer
-    size, channels = _split(shape, layer.data_format)
+    size, channels = positions_and_channels(shape, layer.data_format)
     maps, numbers = (("N", shape[0]), ("C", channels)), _sizes(shape)
     ranges = 0 if tuple(layer.value_range) == (0, 255) else 8
     search = _other("minimum and maximum", (*maps, ("(HW - 1)", prod(size) - 1)), 2)
@@ -1134,13 +1125,13 @@ def _fourier(rows, length, real, what="Fourier transform") -> Term | None:
 def _stft_spectrogram(call, training=False) -> Work:
     "Convolutions with windowed sines and cosines, then what the mode asks for."
     layer, given = call.layer, call.inputs[0].shape
-    (steps,), channels = _split(given, layer.data_format)
+    (steps,), channels = positions_and_channels(given, layer.data_format)
     length, stride, bins = layer.frame_length, layer._frame_step, layer._fft_length // 2 + 1
     frames = -(-steps // stride) if layer.padding == "same" else (steps - length) // stride + 1
-    window = ((steps,), (frames,), (length,), (stride,), (1,), layer.padding)
+    window = _Window((steps,), (frames,), (length,), (stride,), (1,), layer.padding)
     parts = [part for part in ("real", "imag") if layer.mode not in ({"real": "imag", "imag": "real"}[part],)]
     around, power = (("C_{in}", channels), ("F", bins)), (("N", given[0]), ("L", frames), ("C_{in}", channels), ("F", bins))
-    terms = tuple(_depthwise_term(given[0], *window, around, getattr(layer, f"{part}_kernel"), f"{part} kernel") for part in parts)
+    terms = tuple(_depthwise_term(given[0], window, around, getattr(layer, f"{part}_kernel"), f"{part} kernel") for part in parts)
     if layer.mode == "angle":
         terms += (_transcendental("angles", power),)
     elif layer.mode not in ("real", "imag", "stft"):
@@ -1164,48 +1155,27 @@ def _mel_spectrogram(call, training=False) -> Work | None:
         terms += (*_each_number("decibels", made, 5, 1), _other("largest", (("(n - 1)", max(prod(size for _, size in made) - 1, 0)),)))
     return Work(terms)
 
-
-UNKNOWN |= {
-    "Lambda": "runs any Python function",
-    "TFSMLayer": "runs a saved TensorFlow program",
-    "JaxLayer": "runs any JAX function",
-    "FlaxLayer": "runs any Flax module",
-    "TorchModuleWrapper": "runs any torch module",
-    "ContrastLimitedAdaptiveHistogramEqualization": "what it does depends on the histogram",
-    "Layer": "the parent of all layers",
-    "Wrapper": "the parent of the layers around layers",
-}
-
 # %% ../nbs/04_arithmetic.ipynb #728cdd01
-_EACH_NUMBER = {
-    (1, 0): "Add Subtract Multiply Divide TrueDivide Maximum Minimum Fmax Fmin Mod Fmod Negative Absolute Abs Fabs Square Reciprocal "
-    "Equal NotEqual Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalXor LogicalNot Ceil Floor Round Trunc Sign Signbit "
-    "BitwiseAnd BitwiseOr BitwiseXor BitwiseInvert BitwiseNot BitwiseLeftShift BitwiseRightShift LeftShift RightShift Isfinite Isinf "
-    "Isnan Isneginf Isposinf Isreal Deg2rad Rad2deg Conjugate Conj Nextafter OneHot Outer Kron Where",
+_EACH: dict[str, tuple[int, int]] = {  # operations for each number of the output: others, transcendentals
+    **dict.fromkeys(kinds_of("arithmetic function", "plain function"), (1, 0)),
+    **dict.fromkeys(kinds_of("transcendental function"), (0, 1)),
+    **{kind: _ACTIVATIONS[name][:2] for kind, name in ACTIVATION_OF.items() if kind not in ("ops.Gelu", "ops.Mish")},
+    "ops.Glu": _ACTIVATIONS["silu"][:2],
+}
+_COMPOSED = {  # functions that take several operations, or that make numbers of none
+    (1, 0): "OneHot Outer Kron",
     (2, 0): "Clip DivideNoNan FloorDivide Heaviside Arange Linspace UnravelIndex",
     (3, 0): "NanToNum Cross",
+    (5, 0): "RGBToGrayscale",
     (6, 0): "Isclose",
-    (0, 1): "Exp Expm1 Log Log1p Sqrt Rsqrt Cbrt Power Sin Cos Tan Sinh Cosh Arcsin Arccos Arctan Arctan2 Arcsinh Arccosh "
-    "Arctanh Erf Erfc Erfinv I0 Angle",
     (1, 1): "Ldexp Exp2 Log10 Log2",
     (2, 1): "Logspace Geomspace",
-    (2, 2): "Polar",
     (3, 1): "Hypot Sinc",
+    (2, 2): "Polar",
     (5, 2): "Logaddexp",
     (7, 2): "Logaddexp2",
-    (5, 0): "RGBToGrayscale",
 }
-_EACH = {f"ops.{name}": costs for costs, names in _EACH_NUMBER.items() for name in names.split()}
-_EACH |= {
-    f"ops.{name}": _ACTIVATIONS[activation][:2]
-    for name, activation in {
-        "Relu": "relu", "Relu6": "relu6", "Sigmoid": "sigmoid", "SparseSigmoid": "sparse_sigmoid", "Softplus": "softplus", "Tanh": "tanh",
-        "Softsign": "softsign", "SoftShrink": "soft_shrink", "SparsePlus": "sparse_plus", "Silu": "silu", "Squareplus": "squareplus",
-        "LogSigmoid": "log_sigmoid", "LeakyRelu": "leaky_relu", "HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu", "Elu": "elu",
-        "Selu": "selu", "Celu": "celu", "TanhShrink": "tanh_shrink", "HardTanh": "hard_tanh", "HardShrink": "hard_shrink",
-        "Threshold": "threshold", "Glu": "silu",
-    }.items()
-}  # fmt: skip
+_EACH |= {f"ops.{name}": costs for costs, names in _COMPOSED.items() for name in names.split()}
 
 # %% ../nbs/04_arithmetic.ipynb #be268f30
 @_handles(*_EACH)
@@ -1221,7 +1191,7 @@ def _gelu(call, training=False) -> Work:
     return Work(_each_number("gelu", _sizes(call.outputs[0].shape), *_ACTIVATIONS[name][:2]))
 
 
-@_handles("ops.Softmax", "ops.LogSoftmax", "ops.Sparsemax")
+@_handles(*kinds_of("softmax function"))
 def _softmax_operation(call, training=False) -> Work:
     "Softmax, its logarithm or sparsemax; over everything if the axis is None."
     name = {"ops.Softmax": "softmax", "ops.LogSoftmax": "log_softmax", "ops.Sparsemax": "sparsemax"}[call.kind]
@@ -1236,13 +1206,13 @@ def _reduced(call) -> tuple[tuple, tuple, tuple]:
     return _sizes(given), _sizes(made), ((r"\text{(numbers - results)}", fewer),)
 
 
-@_handles(*(f"ops.{name}" for name in "Sum Prod Max Min Amax Amin All Any Argmax Argmin".split()))
+@_handles(*kinds_of("reduction"))
 def _reduction(call, training=False) -> Work:
     "One operation for each number but one of each group."
     return Work((_other(call.kind.removeprefix("ops."), _reduced(call)[2]),))
 
 
-@_handles(*(f"ops.{name}" for name in "Nansum Nanprod Nanmax Nanmin Nanargmax Nanargmin Nanmean Nanvar Nanstd CountNonzero".split()))
+@_handles(*kinds_of("checked reduction"))
 def _checked_reduction(call, training=False) -> Work:
     "The same with a check of each number."
     kind = call.kind.replace("Nanarg", "Arg").replace("Nanm", "M").replace("Nans", "S").replace("Nanp", "P").replace("Nanv", "V")
@@ -1307,7 +1277,7 @@ def _products(call, length, *operands) -> Work:
     return Work((Term("macs", "products", (*outputs, ("K", length)), weight=weight),))
 
 
-@_handles("ops.Matmul", "ops.Dot", "ops.Inner", "ops.Vdot", "ops.Tensordot")
+@_handles(*kinds_of("matrix product", "vector product"))
 def _matrix_product(call, training=False) -> Work:
     "Matrix products of all kinds."
     first, second = _argument(call, 0, "x1"), _argument(call, 1, "x2")
@@ -1371,10 +1341,10 @@ def _window_of(call, kernel) -> tuple:
         import keras
 
         form = keras.config.image_data_format()
-    (size, channels), (output_size, filters) = _split(given, form), _split(made, form)
+    (size, channels), (output_size, filters) = positions_and_channels(given, form), positions_and_channels(made, form)
     rank, strides = len(size), operation.strides
-    window = (_each_axis(strides, rank), _each_axis(operation.dilation_rate, rank), operation.padding.lower())
-    return given[0], channels, filters, (size, output_size, tuple(kernel[:rank]), *window)
+    steps = _each_axis(strides, rank), _each_axis(operation.dilation_rate, rank)
+    return given[0], channels, filters, _Window(size, output_size, tuple(kernel[:rank]), *steps, operation.padding.lower())
 
 
 @_handles("ops.Conv", "ops.ConvTranspose")
@@ -1385,7 +1355,7 @@ def _convolution_operation(call, training=False) -> Work:
     transposed = call.kind == "ops.ConvTranspose"
     groups = 1 if transposed else channels // _shape_of(kernel)[-2]
     around = (("C_{out}", filters), ("C_{in}", channels))
-    return Work((_window_term(batch, *window, around, groups, _variable(kernel), transposed),))
+    return Work((_window_term(batch, window, around, groups, _variable(kernel), transposed),))
 
 # %% ../nbs/04_arithmetic.ipynb #71b537b9
 @_handles("ops.DepthwiseConv", "ops.SeparableConv")
@@ -1394,11 +1364,11 @@ def _depthwise_operation(call, training=False) -> Work:
     kernel = _argument(call, 1, "kernel" if call.kind == "ops.DepthwiseConv" else "depthwise_kernel")
     batch, channels, filters, window = _window_of(call, _shape_of(kernel))
     around = (("C_{in}", channels), ("m", _shape_of(kernel)[-1]))
-    depthwise = _depthwise_term(batch, *window, around, _variable(kernel), "depthwise kernel")
+    depthwise = _depthwise_term(batch, window, around, _variable(kernel), "depthwise kernel")
     if call.kind == "ops.DepthwiseConv":
         return Work((depthwise,))
     pointwise = _argument(call, 2, "pointwise_kernel")
-    positions = zip(_POSITIONS[len(window[0])], window[1])
+    positions = zip(_POSITIONS[len(window.size)], window.output_size)
     symbols = (("N", batch), *positions, ("C_{out}", filters), *around)
     return Work((depthwise, Term("macs", "pointwise kernel", symbols, weight=_variable(pointwise))))
 
@@ -1407,11 +1377,11 @@ def _depthwise_operation(call, training=False) -> Work:
 def _fixed_filters(call, training=False) -> Work:
     "Depthwise convolutions with fixed kernels: one, or Sobel's two."
     shape = call.inputs[0].shape if len(call.inputs[0].shape) == 4 else (1, *call.inputs[0].shape)
-    size, channels = _split(shape, call.layer.data_format or "channels_last")
+    size, channels = positions_and_channels(shape, call.layer.data_format or "channels_last")
     taps = _each_axis(getattr(call.layer, "kernel_size", 3), 2)
-    window = (size, size, taps, (1, 1), (1, 1), "same")
+    window = _Window(size, size, taps, (1, 1), (1, 1), "same")
     copies = (("m", 2 if call.kind == "ops.SobelEdges" else 1),)
-    return Work((_depthwise_term(shape[0], *window, (("C_{in}", channels), *copies), None, "fixed kernel"),))
+    return Work((_depthwise_term(shape[0], window, (("C_{in}", channels), *copies), None, "fixed kernel"),))
 
 
 @_handles("ops.BatchNorm")
@@ -1584,17 +1554,6 @@ def _fourier_operation(call, training=False) -> Work | None:
     return None if None in terms else Work(tuple(terms))
 
 # %% ../nbs/04_arithmetic.ipynb #17e9eb73
-FREE |= {
-    f"ops.{name}"
-    for name in (
-        "Slice SliceUpdate StopGradient Unstack Cast SaturateCast ConvertToTensor Rearrange ExtractPatches PadImages CropImages "
-        "ExtractSequences ViewAsComplex ViewAsReal Unfold DepthToSpace SpaceToDepth Rot90 Append Array View BroadcastTo Concatenate Copy "
-        "Diag Diagflat Diagonal Dstack EmptyLike ExpandDims Flip Fliplr Flipud Full FullLike GetItem Hstack Hsplit Imag Meshgrid Moveaxis "
-        "Ndim OnesLike ZerosLike Pad Ravel Real Repeat Reshape Roll Size Split Stack Swapaxes Take TakeAlongAxis Tile Tril Triu Vstack "
-        "Vsplit Squeeze Transpose ArraySplit Dsplit"
-    ).split()
-}
-
 _REASONS = {
     "runs any Python function": "Map Scan AssociativeScan Switch WhileLoop ForiLoop Cond VectorizedMap JVP Function",
     "a decomposition: its operations belong to the algorithm": "Cholesky CholeskyInverse Det Eig Eigh Inv LuFactor Qr Solve SVD Lstsq "

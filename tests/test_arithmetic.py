@@ -25,7 +25,7 @@ from keras import ops
 
 from fashion_nb import arithmetic
 from fashion_nb.arithmetic import FREE, HANDLERS, UNKNOWN, CostError, Term, Work, is_known, layer_work, register_handler
-from fashion_nb.graph import layer_calls
+from fashion_nb.graph import model_graph
 
 CASES = {}  # name: function, shapes of its inputs, dtype
 
@@ -161,7 +161,7 @@ case("ops.segment_sum", lambda x: ops.segment_sum(x[0], np.array([0, 0, 1]), num
 def calls_of(function, shapes, dtype):
     inputs = [keras.Input(shape, dtype=dtype) for shape in shapes]
     model = keras.Model(inputs, function(*inputs))
-    return model, list(layer_calls(model, opaque=is_known))
+    return model, list(model_graph(model, opaque=is_known).calls)
 
 
 def measured():
@@ -510,7 +510,7 @@ def random_convolution(draw):
 def test_a_convolution_of_ones_counts_its_products(seed):
     layer, shape = random_convolution(random.Random(seed))
     batch = 1 + seed % 2
-    (call,) = layer_calls(keras.Sequential([keras.Input(shape), layer]), batch_size=batch)
+    (call,) = model_graph(keras.Sequential([keras.Input(shape), layer]), batch_size=batch).calls
     work = layer_work(call)
     layer.set_weights([np.ones(weight.shape, "float32") for weight in layer.weights])
     products = float(np.sum(ops.convert_to_numpy(layer(np.ones((batch, *shape), "float32")))))
@@ -585,9 +585,9 @@ def caught(names):
     return False
 
 
-HELPERS = ("_hits", "_in_front", "_window_term", "_depthwise_term", "_softmax_terms", "_softmax_of_several", "_sorting", "_vector_terms", "_each_number", "_gates",
+HELPERS = ("_hits", "_in_front", "_taps", "_window_term", "_depthwise_term", "_softmax_terms", "_softmax_of_several", "_sorting", "_vector_terms", "_each_number", "_gates",
            "_scores_terms", "_heads", "_projection", "_einsum_terms", "_pool_terms", "_moments_terms", "_rows", "_fourier", "_encoding", "_interpolated",
-           "_after_kernel", "_split", "_reduced", "_along", "_products")  # fmt: skip
+           "_after_kernel", "positions_and_channels", "_reduced", "_along", "_products")  # fmt: skip
 HANDLER_NAMES = sorted({handler.__name__ for handler in HANDLERS.values() if handler.__module__ == "fashion_nb.arithmetic"})
 
 
@@ -696,7 +696,7 @@ class OwnConvolution(L.Conv2D):
 
 def test_subclasses():
     assert is_known(Same(3)) and not any(is_known(layer) for layer in (Dense(), Mixed(3), OwnConvolution(3, 3), keras.Sequential()))
-    (call,) = layer_calls(keras.Sequential([keras.Input((4,)), Same(3)]))
+    (call,) = model_graph(keras.Sequential([keras.Input((4,)), Same(3)])).calls
     assert layer_work(call).macs == 12
 
 
@@ -707,7 +707,7 @@ def test_a_registered_layer_wins_over_its_parent_and_can_be_registered_again():
 
     assert not is_known(Odd(3))
     register_handler(Odd, lambda call, training=False: Work((Term("other", "odd", (("n", 7),)),)))
-    (call,) = layer_calls(keras.Sequential([keras.Input((4,)), Odd(3)]), opaque=is_known)
+    (call,) = model_graph(keras.Sequential([keras.Input((4,)), Odd(3)]), opaque=is_known).calls
     assert layer_work(call).other == 7
     register_handler(Odd, lambda call, training=False: Work())
     assert layer_work(call) == Work()
@@ -715,13 +715,13 @@ def test_a_registered_layer_wins_over_its_parent_and_can_be_registered_again():
 
 @pytest.mark.parametrize("activation", [lambda x: x, keras.layers.Lambda(lambda x: x)])
 def test_an_unknown_activation_is_said_and_not_zero(activation):
-    (call,) = layer_calls(keras.Sequential([keras.Input((4,)), L.Dense(3, activation=activation)]))
+    (call,) = model_graph(keras.Sequential([keras.Input((4,)), L.Dense(3, activation=activation)])).calls
     work = layer_work(call)
     assert work.macs == 12 and len(work.unknown) == 1 and work.unknown[0].startswith("activation")
 
 
 def test_a_layer_as_activation_is_counted():
-    (call,) = layer_calls(keras.Sequential([keras.Input((4,)), L.Dense(3, activation=L.LeakyReLU())]))
+    (call,) = model_graph(keras.Sequential([keras.Input((4,)), L.Dense(3, activation=L.LeakyReLU())])).calls
     assert layer_work(call).other == 9 and not layer_work(call).unknown
 
 
@@ -732,7 +732,7 @@ def test_an_unknown_cell_or_layer_inside_is_unknown():
         def call(self, inputs, states):
             return states[0], states
 
-    calls = list(layer_calls(keras.Sequential([keras.Input((5, 3)), L.RNN(Cell()), L.Reshape((3, 1)), L.TimeDistributed(L.Lambda(lambda x: x))])))
+    calls = list(model_graph(keras.Sequential([keras.Input((5, 3)), L.RNN(Cell()), L.Reshape((3, 1)), L.TimeDistributed(L.Lambda(lambda x: x))])).calls)
     assert [layer_work(call) for call in calls] == [None, Work(), None]
 
 
@@ -740,12 +740,12 @@ def test_low_rank_updates_and_quantised_layers():
     layer = L.Dense(6)
     model = keras.Sequential([keras.Input((8,)), layer])
     layer.enable_lora(2)
-    (call,) = layer_calls(model)
+    (call,) = model_graph(model).calls
     assert (layer_work(call).macs, layer_work(call).other) == (48 + 8 * 2 * 6, 2 * 48)
     layer = L.Dense(6)
     model = keras.Sequential([keras.Input((8,)), layer])
     layer.quantize("int8")
-    (call,) = layer_calls(model)
+    (call,) = model_graph(model).calls
     assert layer_work(call).macs == 48 and layer_work(call).unknown == ("quantisation",)
 
 
@@ -755,7 +755,7 @@ def test_work_grows_with_the_batch(batch):
     heads = L.MultiHeadAttention(2, 4)
     tokens = L.Reshape((-1, 6))(L.Conv2D(6, 3, padding="same", activation="gelu")(image))
     model = keras.Model(image, L.LSTM(5)(L.LayerNormalization()(heads(tokens, tokens))))
-    one, many = ([layer_work(call) for call in layer_calls(model, batch_size=size)] for size in (1, batch))
+    one, many = ([layer_work(call) for call in model_graph(model, batch_size=size).calls] for size in (1, batch))
     for first, second in zip(one, many):
         for count in ("macs", "biases", "other", "transcendental", "on_padding"):
             assert getattr(second, count) == batch * getattr(first, count)
