@@ -95,7 +95,33 @@ class Trainings:
 # The grids of the book
 
 
-@pytest.mark.parametrize("group", [name for name in GRIDS])
+# What the runs of a grid differ in, besides the seed: what its question is about, and nothing else.
+VARIED = {
+    "published_nets": {"model"}, "fashon_recipe": {"model"}, "published_short": {"augmentation", "batch_size", "model"},
+    "published_recipe": {"augmentation", "batch_size", "epochs", "model", "precision"}, "augmentation": {"augmentation"},
+    "normalisation": {"model"}, "filters": {"model"}, "dense": {"model"}, "epochs": {"epochs"}, "optimizer": {"learning_rate", "optimizer"},
+    "ablation": {"augmentation", "average", "label_smoothing", "model", "optimizer", "schedule", "teacher", "warmup_epochs"},
+    "blocks": {"model"}, "search": {"augmentation", "epochs", "learning_rate", "model", "precision", "teacher", "warmup_epochs", "weight_decay"},
+    "record_search": {"augmentation", "epochs", "label_smoothing", "learning_rate", "model", "optimizer", "schedule", "warmup_epochs", "weight_decay"},
+    "record": {"augmentation", "epochs", "label_smoothing", "learning_rate", "optimizer", "schedule", "warmup_epochs", "weight_decay"},
+    "search_again": {"augmentation", "model"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", list(GRIDS))
+def test_the_runs_of_a_grid_differ_in_what_it_asks_about(group):
+    runs = [{**json.loads(config.to_json()), "seed": None} for config in grid_configs(group).values()]
+    assert {key for run in runs for key, value in run.items() if value != runs[0][key]} == VARIED.get(group, set())
+
+
+@pytest.mark.parametrize("group", list(GRIDS))
+def test_what_is_stored_is_what_the_grid_says_now(group):
+    "Whoever changes a grid, or stores a run under another's name, is told."
+    configs, records = grid_configs(group), load_records(group)
+    assert records and {record.name: record.config for record in records} == {record.name: configs.get(record.name) for record in records}
+
+
+@pytest.mark.parametrize("group", list(GRIDS))
 def test_a_grid_is_sound(group):
     grid, configs = GRIDS[group], grid_configs(group)
     assert grid.question.endswith("?") and grid.seeds >= (1 if group in ("search", "teacher", "record_search", "search_again") else 3) and len(configs) == grid.seeds * len(grid.rows)

@@ -208,5 +208,8 @@ def test_many_equal_images_are_one_group(few):
     assert (near_duplicates(images, 0.08)["second"] < 600).all()
 
 
-def test_class_names_are_those_of_the_data():
-    assert len(CLASS_NAMES) == 10
+def test_class_names_are_those_that_were_published_and_each_is_missed_by_its_name(data):
+    assert CLASS_NAMES == ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    for label, name in enumerate(CLASS_NAMES):
+        with pytest.raises(ExploreError, match=f"no image of {name}"):
+            check_balance(data.test.labels[data.test.labels != label])

@@ -117,7 +117,7 @@ def test_truncated_pictures_are_one_sentence(canvas, kind, tmp_path):
 
 
 def test_random_damage_gives_an_answer_or_one_sentence(canvas, tmp_path):
-    random = np.random.default_rng(0)
+    random, outcomes = np.random.default_rng(0), set()
     for kind in ("PNG", "JPEG", "TIFF", "GIF"):
         whole = np.frombuffer(content(canvas, kind), np.uint8)
         for _ in range(25):
@@ -125,9 +125,14 @@ def test_random_damage_gives_an_answer_or_one_sentence(canvas, tmp_path):
             damaged[random.integers(0, len(whole), 6)] = random.integers(0, 256, 6)
             (tmp_path / "damaged").write_bytes(damaged.tobytes())
             try:
-                prepare(tmp_path / "damaged")
-            except PredictError:
-                pass
+                image = prepare(tmp_path / "damaged")[-1].image
+            except PredictError as error:
+                assert "damaged" in str(error) and "\n" not in str(error) and len(str(error)) < 500
+                outcomes.add("refused")
+            else:
+                assert image.dtype == np.uint8 and image.shape == (28, 28)
+                outcomes.add("read")
+    assert outcomes == {"refused", "read"}  # else the damage is too small, or too large, to tell anything
 
 
 @pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
