@@ -20,6 +20,7 @@ import click
 
 from . import __version__
 from .data import FashionNbError, write_atomically
+from .interrupt import Interrupted, interruptible
 
 # %% ../nbs/11_cli.ipynb #70fc8347
 class ReportError(FashionNbError):
@@ -33,6 +34,17 @@ def _say(
     click.echo(f"fashion_nb: {message}", err=True)
 
 
+def _interruption(
+    error: BaseException,  # `KeyboardInterrupt`, or what click makes of it
+    arguments: list[str],  # as typed behind the command's name
+) -> str:  # one sentence
+    "What was interrupted, and how it resumes: the same command does, since settings name their run."
+    cause = error.__cause__ if isinstance(error, click.Abort) else error
+    if not isinstance(cause, Interrupted):
+        return "interrupted"
+    return f"{cause}; resumes with: {shlex.join(['fashion_nb', *arguments])}"
+
+
 def run(
     command: click.Command,  # what to run
     arguments: list[str] | None = None,  # as typed behind its name; None takes the process's own
@@ -40,15 +52,16 @@ def run(
     "Run a command and turn what goes wrong on purpose into one line."
     warnings.showwarning = lambda message, *_, **__: _say(str(message))
     try:
-        return command.main(arguments, prog_name="fashion_nb", standalone_mode=False) or 0
+        with interruptible():
+            return command.main(arguments, prog_name="fashion_nb", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
     except click.UsageError as error:
         _say(f"{error.format_message()} Try: {error.ctx.command_path if error.ctx else 'fashion_nb'} --help")
     except (FashionNbError, click.ClickException) as error:
         _say(error.format_message() if isinstance(error, click.ClickException) else str(error))
-    except (KeyboardInterrupt, click.Abort):
-        _say("interrupted")
+    except (KeyboardInterrupt, click.Abort) as error:
+        _say(_interruption(error, sys.argv[1:] if arguments is None else arguments))
         return 130
     return 2
 
@@ -505,8 +518,9 @@ def predict_command(files, model, as_json):
       fashion_nb predict wardrobe/ --json
       fashion_nb predict shoe.jpg --model budget_1m
     """
+    from fashion_nb.models import load_saved
     from fashion_nb.predict import check_pretrained, predict_files
-    from fashion_nb.runs import load_model, load_run
+    from fashion_nb.runs import load_run
 
     named = model is not None and not model.exists() and len(model.parts) == 1 and not model.suffix
     if named:
@@ -515,7 +529,7 @@ def predict_command(files, model, as_json):
         raise FashionNbError(f"there is no file or folder {model}: expected a run's folder, a .keras file, or the name of a network in the package")
     _start_keras()
     if model is not None:
-        model = str(model) if named else load_run(model) if model.is_dir() else load_model(model)
+        model = str(model) if named else load_run(model) if model.is_dir() else load_saved(model)
     answers = predict_files(files, model)
     click.echo(json.dumps(answers.to_dict(), indent=1) if as_json else answers.to_text())
     if answers.errors:

@@ -33,7 +33,10 @@ from fashion_nb.data import (
     split_validation,
     write_atomically,
 )
-from .train import Run, TrainError, data_hashes, device_name, git_commit, load_model, load_run
+from .interrupt import interrupt_callback
+from .models import ModelError, load_saved
+from .runs import Run, data_hashes, device_name, git_commit, load_run
+from .settings import TrainError
 
 # %% ../nbs/08_evaluate.ipynb #e6dfb0bb
 class EvaluateError(FashionNbError):
@@ -509,12 +512,12 @@ def _resolve(
             if not path.exists():
                 raise EvaluateError(f"{path} does not exist: expected the folder of a run or a .keras file")
             if path.is_file():
-                model = load_model(path)
+                model = load_saved(path)
                 return _owner(path), model
             run_or_model = load_run(path)
         if isinstance(run_or_model, Run):
             return run_or_model, run_or_model.model()
-    except TrainError as error:
+    except (ModelError, TrainError) as error:
         raise EvaluateError(f"{name} cannot be evaluated: {error}") from None
     if isinstance(run_or_model, keras.Model):
         return None, run_or_model
@@ -601,7 +604,8 @@ def _probabilities(
 ) -> np.ndarray:  # (N, 10) float32
     "What a network answers, or the mean of its answers to each image and its mirror image."
     both = [images, images[:, :, ::-1]] if flip_averaged else [images]
-    answers = [np.asarray(model.predict(some, batch_size=1_000, verbose=0), dtype=np.float32) for some in both]
+    options = {"batch_size": 1_000, "verbose": 0, "callbacks": [interrupt_callback()]}
+    answers = [np.asarray(model.predict(some, **options), dtype=np.float32) for some in both]
     return np.mean(answers, axis=0, dtype=np.float32)
 
 # %% ../nbs/08_evaluate.ipynb #f2521ac1

@@ -17,7 +17,7 @@ import numpy as np
 from .data import FashionMNIST, FashionNbError, load_fashion_mnist, write_atomically
 from .distil import about_soft_labels
 from .models import build_model
-from .runs import _cores, describe_session
+from .runs import describe_session, processor_cores
 from .settings import TrainConfig, parse_teacher
 from .store import find_records_of, load_records, published_points, store_folder, summarise
 
@@ -96,7 +96,7 @@ def measure_latency(
                     start = time.perf_counter()
                     ask()
                     times[name].append(time.perf_counter() - start)
-    session = {key: value for key, value in describe_session(_cores()).items() if key not in ("process", "seconds")}
+    session = {key: value for key, value in describe_session(processor_cores()).items() if key not in ("process", "seconds")}
     quartiles = {name: [round(float(q) * 1e3, 4) for q in np.quantile(taken, (0.25, 0.5, 0.75))] for name, taken in times.items()}
     return session | {"unit": "ms for one image", "calls": rounds * calls, "quartiles": quartiles}
 

@@ -19,7 +19,7 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .data import FashionMNIST, FashionNbError
-from .runs import Run
+from .runs import Run, RunInUse
 from .settings import TrainConfig, TrainError
 from .train import run_folder, train
 
@@ -66,8 +66,8 @@ def _train_patiently(
     while True:
         try:
             return train(config, folder, data, progress=False)
-        except TrainError as error:
-            if "in use by process" not in str(error) or time.monotonic() > end:
+        except RunInUse:
+            if time.monotonic() > end:
                 raise
         time.sleep(min(1, wait))
 

@@ -24,18 +24,18 @@ from .augment import augmented, draw_augmentation, targets
 from .data import FashionMNIST, load_fashion_mnist, validation_rows
 from .distil import beliefs, soft_labels_hash
 from .fast import fuse_normalisation
+from .interrupt import Interrupted, check_interrupt, interrupt_callback, interruptible
 from .models import build_model, model_info
 from fashion_nb.runs import (
+    CheckpointError,
     Run,
     build_from,
     data_hashes,
     describe_session,
     device_name,
-    git_commit,
     is_leftover,
     latest_checkpoint,
-    list_runs,
-    load_model,
+    list_checkpoints,
     load_run,
     log_text,
     only_here,
@@ -174,18 +174,19 @@ def check_state(
     learner,  # from `make_learner`
     state: dict[str, np.ndarray],  # what `get_state` gave, for this configuration or another
 ) -> None:
-    "Refuse a state of another network or optimizer with `TrainError`."
+    "Refuse a state of another network or optimizer with `CheckpointError`."
     parts = {"net": learner.net.variables, "optimizer": learner.optimizer.variables}
     wanted = {f"{part}/{k:03}": tuple(v.shape) for part, variables in parts.items() for k, v in enumerate(variables)}
     if {name: value.shape for name, value in state.items() if not name.startswith("averaged/")} != wanted:
-        raise TrainError("the checkpoint does not fit this network and optimizer: expected one of the same run; train into a new folder")
+        advice = "expected one of the same run; train into a new folder"
+        raise CheckpointError("the checkpoint does not fit this network and optimizer", advice)
 
 
 def set_state(
     learner,  # from `make_learner`, with the same configuration
     state: dict[str, np.ndarray],  # what `get_state` gave
 ) -> None:
-    "Go back to a state; one of another network or optimizer raises `TrainError`."
+    "Go back to a state; one of another network or optimizer raises `CheckpointError`."
     check_state(learner, state)
     for part, variables in {"net": learner.net.variables, "optimizer": learner.optimizer.variables}.items():
         _put(variables, [state[f"{part}/{k:03}"] for k in range(len(variables))])
@@ -335,6 +336,7 @@ def train_epoch(
 
     def tell(steps, loss):
         number = min(steps, watcher.batches)  # several steps are handed over at a time, the last ones too
+        check_interrupt()
         check_loss(loss, f"the loss in epoch {epoch}, batch {number}", config.learning_rate)
         watcher.batch(epoch, number)
 
@@ -344,7 +346,8 @@ def train_epoch(
     row = {"epoch": epoch, "loss": fitted["loss"], "accuracy": fitted["accuracy"], "val_loss": None, "val_accuracy": None}
     if len(parts[1]):
         held_out, one_hot = {"index": parts[1].astype(np.int32)}, np.eye(10, dtype=np.float32)[labels[parts[1]]]
-        judged = learner.evaluate(held_out, one_hot, batch_size=JUDGED_AT_ONCE, verbose=0, return_dict=True)
+        options = {"batch_size": JUDGED_AT_ONCE, "verbose": 0, "callbacks": [interrupt_callback()]}
+        judged = learner.evaluate(held_out, one_hot, return_dict=True, **options)
         check_loss(judged["loss"], f"the validation loss after epoch {epoch}", config.learning_rate)
         row |= {"val_loss": judged["loss"], "val_accuracy": judged["accuracy"]}
     if averaged:
@@ -497,6 +500,7 @@ def _train_on(
     labels = data.train.labels
     batches = math.ceil(len(parts[0]) / config.batch_size)
     learner = make_learner(config, data.train.images, batches)
+    check_interrupt()
     state, history = latest_checkpoint(folder, lambda found: check_state(learner, found)) or (get_state(learner), [])
     set_state(learner, state)
     write_whole(folder / "log.csv", log_text(history))
@@ -510,6 +514,7 @@ def _train_on(
             write_whole(folder / "log.csv", log_text(history))
             write(tensorboard=tensorboard_log(folder, history))
             watcher.epoch(history)
+            check_interrupt()
     prune(folder, history)
     save_model(build_from(config, state), folder / "model.keras")
 
@@ -522,25 +527,36 @@ def train(
 ) -> Run:  # finished
     """Train a network, go on with a run that was cut off, or return the run of these settings if it is finished.
 
-    `TrainError` or Ctrl-C leave the last checkpoint and the log; calling again goes on from there.
+    `TrainError` or Ctrl-C leave the last checkpoint and the log; calling again resumes from there. Ctrl-C
+    is `Interrupted`: it stops after the steps under way, and says how far the run has come.
     """
     folder = run_folder(config, folder)
     if (find_record(folder, config) or {}).get("status") == "finished":
         return load_run(folder)
-    data = load_fashion_mnist() if data is None else data
-    parts, wishes = _parts(data.train.labels, config), beliefs(data.train.labels, config.teacher)
-    soft = soft_labels_hash(config.teacher, data_hashes(data.train))
-    with placed(config, len(parts[0]), len(parts[1])) as device:
-        _make(folder)
-        with only_here(folder):
-            record = find_record(folder, config)
-            if (record or {}).get("status") == "finished":  # by another process, while this one waited for the lock
-                return load_run(folder)
-            sweep(folder)
-            write_whole(folder / "config.json", config.to_json())
-            with recorded(folder, _start_record(record, soft, data, parts, device)) as write:
-                _train_on(config, folder, data, parts, wishes, write, progress)
+    with interruptible():
+        data = load_fashion_mnist() if data is None else data
+        parts, wishes = _parts(data.train.labels, config), beliefs(data.train.labels, config.teacher)
+        soft = soft_labels_hash(config.teacher, data_hashes(data.train))
+        with placed(config, len(parts[0]), len(parts[1])) as device, _resumable(config, folder):
+            _make(folder)
+            with only_here(folder):
+                record = find_record(folder, config)
+                if (record or {}).get("status") != "finished":  # by another process, while this one waited for the lock
+                    sweep(folder)
+                    write_whole(folder / "config.json", config.to_json())
+                    with recorded(folder, _start_record(record, soft, data, parts, device)) as write:
+                        _train_on(config, folder, data, parts, wishes, write, progress)
     return load_run(folder)
+
+
+@contextlib.contextmanager
+def _resumable(config: TrainConfig, folder: Path):
+    "Let Ctrl-C wait for a clean place, and say how far the run has come: `Interrupted`."
+    try:
+        with interruptible(wait=True):
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted(max(list_checkpoints(folder), default=0), config.epochs, folder) from None
 
 
 def resume(

@@ -22,7 +22,8 @@ import numpy as np
 
 from fashion_nb.data import FashionMNIST, Split
 from fashion_nb.runs import LOG_COLUMNS, load_run, read_checkpoint
-from fashion_nb.train import TrainConfig, train
+from fashion_nb.settings import TrainConfig
+from fashion_nb.train import train
 
 
 def made_split(size, seed):
@@ -114,6 +115,7 @@ def do_without_keras(pause=0.0, size=50):
             state["net/000"] = np.sin(3 * state["net/000"] + inputs["index"][: batch + 1].mean() + np.arange(size))
             state["optimizer/000"] = state["optimizer/000"] + 1
             watcher.batch(number, batch)
+            module.check_interrupt()
             time.sleep(pause)
         loss = float(np.abs(state["net/000"]).mean())
         row = {"epoch": number, "loss": loss, "accuracy": loss / 2, "val_loss": loss, "val_accuracy": 1 - number / 100}
@@ -123,6 +125,9 @@ def do_without_keras(pause=0.0, size=50):
     module.get_state, module.set_state, module.check_state = dict, lambda learner, state: learner.update(state), lambda learner, state: None
     module.build_from = lambda config, state: FakeNet(state)
     module.placed, module.describe_session = _placed, _described
+
+
+CTRL_C = ("interrupt", "interrupt swallowed", "interrupt twice")
 
 
 class Disturbance:
@@ -136,7 +141,14 @@ class Disturbance:
         return len(self.seen) == self.at
 
     def strike(self):
-        os.kill(os.getpid(), signal.SIGINT if self.deed == "interrupt" else signal.SIGKILL)
+        if self.deed not in CTRL_C:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            for _ in range(2 if self.deed == "interrupt twice" else 1):
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if self.deed != "interrupt swallowed":  # as native code does with an exception in its callbacks
+                raise
 
     def watch(self):
         from fashion_nb.train import Watcher
@@ -150,7 +162,7 @@ class Disturbance:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if now and self.deed == "half":
                 os.truncate(source, os.path.getsize(source) // 2)
-            if now and self.deed in ("half", "before", "interrupt"):
+            if now and self.deed in ("half", "before", *CTRL_C):
                 self.strike()
             replace(source, target, **options)
             if now and self.deed == "after":
@@ -257,8 +269,10 @@ class Nursery:
         return self.many({"config": config, "folder": folder, **order})[0]
 
     def close(self):
+        self.process.kill()  # it has no child now, and TensorFlow would take seconds to end by itself
+        self.process.wait()
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.stdout.close()
 
 
 if __name__ == "__main__":

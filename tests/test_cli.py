@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 
 import pytest
@@ -152,20 +151,38 @@ def test_a_run_of_the_report_can_be_evaluated_again(reported):
     assert answer.returncode == 0 and again["right"] == first["evaluation"]["right"]
 
 
+SAYS_WHEN_IT_TRAINS = """
+import os, sys
+from fashion_nb.cli import main
+from fashion_nb.train import Watcher
+
+batch, (said, answered) = Watcher.batch, map(int, sys.argv[1:])
+
+def batch_and_wait(watcher, epoch, number):
+    batch(watcher, epoch, number)
+    os.write(said, b".")
+    os.read(answered, 1)  # until Ctrl-C was pressed; from then on there is nothing to read
+
+Watcher.batch = batch_and_wait
+main(["report", "--epochs", "2"])
+"""
+
+
 def test_ctrl_c_ends_with_status_130_and_keeps_no_half_report(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fashion_nb", "report"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    log = tmp_path / "runs"
-    deadline = time.time() + 120
-    while not list(log.glob("*/record.json")):
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.2)
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said.rstrip().endswith("fashion_nb: interrupted") and "Traceback" not in said
-    (record,) = log.glob("*/record.json")
+    (said, to_say), (answered, to_answer) = os.pipe(), os.pipe()
+    command = [sys.executable, "-c", SAYS_WHEN_IT_TRAINS, str(to_say), str(answered)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=(to_say, answered))
+    os.close(to_say)
+    os.close(answered)
+    with open(said, "rb", buffering=0) as ear, open(to_answer, "wb", buffering=0):
+        assert ear.read(1) == b"."  # it is between two steps
+        process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in complaint
+    (record,) = (tmp_path / "runs").glob("*/record.json")
+    folder = record.parent.relative_to(tmp_path)
+    sentence = f"fashion_nb: interrupted after 0 of 2 epochs, which {folder} keeps; resumes with: fashion_nb report --epochs 2"
+    assert complaint.splitlines()[-1] == sentence
     assert json.loads(record.read_text())["status"] == "interrupted"
     assert not list((tmp_path / "report").iterdir())
 

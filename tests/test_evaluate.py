@@ -34,7 +34,9 @@ from fashion_nb.evaluate import (
     stored_evaluations,
     to_half,
 )
-from fashion_nb.train import TrainConfig, load_run, train
+from fashion_nb.runs import load_run
+from fashion_nb.settings import TrainConfig
+from fashion_nb.train import train
 
 SMALL = TrainConfig(epochs=1, batch_size=32, validation_size=40, seed=3)
 

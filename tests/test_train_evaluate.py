@@ -19,8 +19,9 @@ import fashion_nb.runs as runs_module
 import fashion_nb.train as train_module
 from fashion_nb.data import DataError
 from fashion_nb.evaluate import EvaluateError, Evaluation, evaluate, load_evaluation, plot_mistakes, score, wilson_interval
-from fashion_nb.runs import LOG_COLUMNS
-from fashion_nb.train import TrainConfig, TrainError, load_run, train
+from fashion_nb.runs import LOG_COLUMNS, load_run
+from fashion_nb.settings import TrainConfig, TrainError
+from fashion_nb.train import train
 
 SMALL = TrainConfig(epochs=1, batch_size=32, validation_size=40)
 
@@ -123,7 +124,7 @@ def test_without_tensorboard_the_record_says_so(tmp_path, monkeypatch):
 
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert train_module.git_commit() is None
+    assert runs_module.git_commit() is None
 
 
 def test_importing_costs_nothing():
@@ -209,7 +210,7 @@ def test_truncated_checkpoint(run_folder, data, share):
             evaluate(given, data=data)
     path = run_folder / "model.keras"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(EvaluateError, match=r"model\.keras cannot be loaded as a Keras model"):
+    with pytest.raises(EvaluateError, match=r"model\.keras cannot be opened as a Keras model"):
         evaluate(path, data=data)
 
 
@@ -228,8 +229,8 @@ def test_not_a_model(tmp_path, data):
     (tmp_path / "fake.keras").write_bytes(b"PK\x03\x04 but no zip")
     for given, said in {
         tmp_path / "empty": "is not a run",
-        tmp_path / "notes.txt": "cannot be loaded",
-        tmp_path / "fake.keras": "cannot be loaded",
+        tmp_path / "notes.txt": "cannot be opened",
+        tmp_path / "fake.keras": "cannot be opened",
         tmp_path / "gone.keras": "does not exist",
         "": "cannot be evaluated",
         None: "NoneType cannot be evaluated",
