@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .augment import augmented, draw_augmentation, parse_augmentation
+from .augment import AUGMENTATIONS, augmented, draw_augmentation, parse_augmentation
 from .data import FashionMNIST, load_fashion_mnist, write_atomically
 from .runs import Run, data_hashes, describe_session
 from .settings import TrainError, parse_teacher
@@ -29,7 +29,8 @@ def soft_folder(
 
 def _unblended(text: str) -> str:
     "An augmentation without what blends two images: a teacher is asked about one."
-    kept = [f"{name}={value:g}" for name, value in parse_augmentation(text) if name not in ("mixup", "cutmix")]
+    asked = parse_augmentation(text)
+    kept = [f"{name}={value:g}" for name, value in asked if AUGMENTATIONS[name].share is None]
     return "+".join(kept) or "none"
 
 

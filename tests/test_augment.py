@@ -46,6 +46,75 @@ def test_same_generator_same_images_other_generator_other_images(text):
     assert (changed(text) != changed(text, seed=1)).any()
 
 
+def drawn_by_hand(asked, index, random):
+    "The draw as one procedure: the order and the formulas by which the stored runs were trained."
+    count, found = len(index), {}
+
+    def boxes(height, width, top, left):
+        return np.clip(np.stack([top, left, top + height, left + width], axis=1), 0, 28).astype(np.int32)
+
+    if asked.keys() & {"rotation", "zoom", "translate"}:
+        center, back, inner, last = np.eye(3), np.eye(3), np.tile(np.eye(3), (count, 1, 1)), np.tile(np.eye(3), (count, 1, 1))
+        center[:2, 2], back[:2, 2] = 13.5, -13.5
+        angle = np.deg2rad(random.uniform(-1, 1, count) * asked.get("rotation", 0))
+        zoom = 1 + random.uniform(-1, 1, (count, 2)) * asked.get("zoom", 0)
+        inner[:, :2, 2] = random.uniform(-1, 1, (count, 2)) * asked.get("translate", 0) * 28
+        inner[:, 0, 0], inner[:, 0, 1] = np.cos(angle) * zoom[:, 0], -np.sin(angle) * zoom[:, 1]
+        inner[:, 1, 0], inner[:, 1, 1] = np.sin(angle) * zoom[:, 0], np.cos(angle) * zoom[:, 1]
+    if "shift" in asked:
+        found["shift"] = random.integers(-int(asked["shift"]), int(asked["shift"]) + 1, (count, 2), dtype=np.int32)
+    if "flip" in asked:
+        found["flip"] = random.random(count) < asked["flip"]
+    if asked.keys() & {"mixup", "cutmix"}:
+        found["partner"] = index[random.permutation(count)]
+    if "mixup" in asked:
+        found["mixup"] = (np.rint(256 * random.beta(asked["mixup"], asked["mixup"], count)) / 256).astype(np.float32)
+    if "cutmix" in asked:
+        side = np.rint(28 * np.sqrt(1 - random.beta(asked["cutmix"], asked["cutmix"], count)))
+        corner = np.floor(random.random((count, 2)) * 28 - side[:, None] / 2 + 0.5)
+        found["cutmix"] = boxes(side, side, corner[:, 0], corner[:, 1])
+    if "mixup" in asked and "cutmix" in asked:
+        blended = random.random(count) < 0.5
+        found["mixup"] = np.where(blended, found["mixup"], np.float32(1))
+        found["cutmix"] = np.where(blended[:, None], np.int32(0), found["cutmix"])
+    if "erase" in asked:
+        area, aspect = random.uniform(0.02, 0.4, count) * 784, np.exp(random.uniform(np.log(0.3), -np.log(0.3), count))
+        height, width = (np.clip(np.rint(np.sqrt(each)), 1, 28) for each in (area * aspect, area / aspect))
+        top, left = (np.floor(random.random(count) * (29 - each)) for each in (height, width))
+        found["erase"] = boxes(height, width, top, left) * (random.random(count) < asked["erase"])[:, None].astype(np.int32)
+        found["noise"] = random.integers(0, 64, count, dtype=np.int32)
+    if asked.keys() & {"rotation", "zoom", "translate"}:
+        if (flip := found.pop("flip", None)) is not None:
+            last[flip, 0] = [-1, 0, 27]
+        if (shift := found.pop("shift", None)) is not None:
+            last[:, :2, 2] += shift[:, ::-1]
+        found["matrix"] = (center @ inner @ back @ last)[:, :2].reshape(-1, 6).astype(np.float32)
+    return found
+
+
+def share_by_hand(choices):
+    "What a target keeps, in the order of arithmetic by which the stored runs were trained."
+    share = choices["mixup"] if "mixup" in choices else np.ones(len(choices["partner"]), np.float32)
+    if "cutmix" in choices:
+        top, left, bottom, right = choices["cutmix"].T
+        share = share * (1 - ((bottom - top) * (right - left)).astype(np.float32) / 784)
+    return share
+
+
+@pytest.mark.parametrize("seed", [0, [0, 1], 12345])
+@pytest.mark.parametrize("text", [*TEXTS, "rotation=0+mixup", "zoom=0.9+translate=1+shift=27+flip=0.9", "translate+erase", "mixup+cutmix"])
+def test_a_seed_draws_to_the_last_bit_what_it_always_drew(text, seed):
+    "Stored runs can be repeated only as long as this holds."
+    found = draw_augmentation(text, INDEX, np.random.default_rng(seed))
+    expected = drawn_by_hand(dict(parse_augmentation(text)), INDEX, np.random.default_rng(seed))
+    assert {name: (rows.dtype, rows.tobytes()) for name, rows in found.items()} == {name: (rows.dtype, rows.tobytes()) for name, rows in expected.items()}
+    if "partner" in found:
+        beliefs = np.random.default_rng(2).dirichlet(np.ones(10), 300).astype(np.float32)
+        own, other = beliefs[INDEX], beliefs[found["partner"]]
+        mixed = other + share_by_hand(found)[:, None] * (own - other)
+        assert targets(beliefs, INDEX, found).tobytes() == (mixed * (1 - 0.0) + 0.0 / 10).astype(np.float32).tobytes()
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_images_are_float32_within_the_range_of_pixels_and_choices_are_small(text):
     found = changed(text)
