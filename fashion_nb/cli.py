@@ -335,32 +335,31 @@ def field_command(model, input_shape, verify, as_json):
     click.echo(frame.to_string(formatters={"share": "{:.1%}".format}, index_names=False))
 
 # %% ../nbs/11_cli.ipynb #55a48e7e
+def _option(
+    setting,  # a field of `TrainConfig`
+):  # a decorator
+    "One setting as an option: its name, type, help, words and default are the field's own."
+    name, kind = setting.name.replace("_", "-"), type(setting.default)
+    words = ", ".join(setting.metadata["words"])
+    default = setting.default if isinstance(setting.default, (str, bool)) else f"{setting.default:g}"
+    text = f"{setting.metadata['help']}{f' One of {words}.' * bool(words)}  [default: {default}]"
+    if kind is bool:
+        return click.option(f"--{name}/--no-{name}", default=None, help=text)
+    return click.option(f"--{name}", type=kind, help=text)
+
+
 def _options(
     function,  # a command's function
 ):  # the same, with one option for each field of `TrainConfig`
     "The settings of a run as options; one that is not given keeps `TrainConfig`'s default."
-    options = (
-        ("--model", str, "A name from 'fashion_nb models', or words such as 'conv16/2 res16 gap'."),
-        ("--epochs", int, "Passes over the training images."),
-        ("--batch-size", int, "Images a step."),
-        ("--optimizer", str, "sgd, rmsprop, adam, adamw, nadam, lion or muon."),
-        ("--learning-rate", float, "The highest of the run."),
-        ("--schedule", str, "constant, cosine, one_cycle or steps."),
-        ("--warmup-epochs", float, "Epochs in which the rate rises from zero."),
-        ("--weight-decay", float, "Of kernels, in units of the learning rate."),
-        ("--label-smoothing", float, "Share of the label spread over all classes."),
-        ("--augmentation", str, "Such as shift=2+flip+erase, or first_set."),
-        ("--teacher", str, "Soft labels and their share in the target, such as wide=0.5."),
-        ("--average", float, "Momentum of the moving average of weights."),
-        ("--precision", str, "float32 or mixed_bfloat16."),
-        ("--validation-size", int, "Images held out from training."),
-        ("--seed", int, "Of the weights, the split and the order."),
-        ("--device", str, "auto, cpu or gpu."),
-        ("--distribution", str, "none, or data_parallel over all devices."),
-    )
-    for name, kind, text in reversed(options):
-        function = click.option(name, type=kind, help=text)(function)
-    return click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="A JSON file with settings.")(function)
+    from dataclasses import fields
+
+    from fashion_nb.settings import TrainConfig
+
+    file = click.Path(path_type=Path, dir_okay=False)
+    for setting in reversed(fields(TrainConfig)):
+        function = _option(setting)(function)
+    return click.option("--config", type=file, help="A JSON file with settings.")(function)
 
 # %% ../nbs/11_cli.ipynb #9a62f0d5
 def _config(
@@ -898,19 +897,23 @@ def _outcome(
 @_results(exists=False)
 @click.option("--runs", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder of the trainings.")
 def experiments_run(grid, jobs, dask, results, runs):
-    """Train and store what is missing of a GRID, or go on with it; see 'experiments list'.
+    """Train and store what is missing of a GRID, or go on with it.
+
+    GRID is a name from 'experiments list', or a JSON or YAML file of your own: rows, each a name and the settings that
+    it changes, and perhaps base (settings of all rows), seeds (how many), question and name.
 
     Status 1: a run failed; the others are stored all the same.
 
     \b
     Examples:
       fashion_nb experiments run optimizer
+      fashion_nb experiments run rates.yaml
       fashion_nb experiments run filters --jobs 2 --results mine
     """
-    from fashion_nb.experiments import grid_configs, run_grid
+    from fashion_nb.experiments import grid_runs, run_grid
     from fashion_nb.store import find_records_of, store_folder
 
-    configs = grid_configs(grid)
+    configs = grid_runs(grid)
     known = find_records_of(configs.values(), results)
     missing = {name: config for name, config in configs.items() if config.identity not in known}
     for name, config in configs.items():

@@ -224,7 +224,10 @@ class TrainConfig:
         "none", "Soft labels and their share in the target, such as wide=0.5.", later=True
     )
     average: float = _setting(
-        0.0, "Momentum of the moving average of weights; 0 keeps none.", low=0, high=0.99999
+        0.0,
+        "Momentum of the weights' moving average, such as 0.999; 0 keeps none.",
+        low=0,
+        high=0.99999,
     )
     precision: str = _setting(
         "float32", "Of the arithmetic; weights keep 32 bits.", words=("float32", "mixed_bfloat16")
