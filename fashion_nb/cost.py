@@ -19,8 +19,9 @@ from pathlib import Path
 from .arithmetic import CostError, Work, convolution_macs, dense_macs, is_known, layer_work
 from .bug_for_bug import profiler_counts
 from .data import write_atomically
-from .graph import GraphError, LayerCall, ModelGraph, model_graph
-from .schedule import ScheduleError, _bytes_each, best_order, memory_steps, model_tensors, total_kept
+from .graph import GraphError, LayerCall, ModelGraph, model_graph, record_named
+from .schedule import ScheduleError, best_order, bytes_each, memory_steps, model_tensors, total_kept
+from .traits import kinds_of
 
 # %% ../nbs/04_cost.ipynb #dc853270
 _all_ = ["CostError", "convolution_macs", "dense_macs"]  # from the chapter on arithmetic, for whoever imports only this one
@@ -89,7 +90,7 @@ class LayerCost:
 def _width(dtype: str) -> int:
     "Bytes of one number, as the schedule counts them; 0 for text, which has no fixed size."
     try:
-        return _bytes_each(dtype)
+        return bytes_each(dtype)
     except ScheduleError:
         return 0
 
@@ -130,10 +131,7 @@ class CostReport:
         name: str,  # a call's name
     ) -> LayerCost:  # its record
         "The record of one call."
-        found = {row.name: row for row in self.layers}
-        if name not in found:
-            raise CostError(f"model {self.model!r} has no layer {name!r}: expected one of {', '.join(found)}")
-        return found[name]
+        return record_named(self.layers, name, self.model, CostError)
 
     def title(self) -> str:
         "One line that says what is counted."
@@ -290,10 +288,9 @@ def _backward_macs(
     return count
 
 # %% ../nbs/04_cost.ipynb #66060545
-_FOLDS = {
-    *(f"Conv{n}D" for n in (1, 2, 3)), *(f"Conv{n}DTranspose" for n in (1, 2, 3)), "DepthwiseConv1D", "DepthwiseConv2D",
-    "SeparableConv1D", "SeparableConv2D", "Dense",
-}  # fmt: skip
+_FOLDS = kinds_of(
+    "convolution", "transposed convolution", "depthwise convolution", "separable convolution", "dense"
+)
 
 
 def _foldable(
@@ -356,6 +353,9 @@ class _Counting:
         return tuple(words for true, words in said if true)
 
 # %% ../nbs/04_cost.ipynb #c81c6431
+_HOW = "add one with register_handler (from fashion_nb import register_handler)"
+
+
 def _counts(
     call: LayerCall,  # one call
     how: _Counting,  # how to count
@@ -366,7 +366,7 @@ def _counts(
     "Operations of one call; what has no handler is marked as not known."
     work = layer_work(call, how.training)
     if work is None or (how.convention == "profiler" and profiled is None):
-        why = "no handler: its work is not counted" if work is None else "no rule for what the profiler counts"
+        why = f"no handler: its work is not counted, so {_HOW}" if work is None else "no rule for what the profiler counts"
         return {"known": False, "note": why, "macs": work.macs if work else 0}, work
     macs = _macs(work, how.padding_taps, how.zero_weights)
     if how.training:
@@ -514,7 +514,7 @@ def model_cost(
     alive, peak, exact = _memory(graph, tensors, training)
     rows, works, seen = _cost_rows(graph, how, folds, set(tensors["alias"]), alive)
     if strict and (unknown := [f"{row.name}, a {row.kind}" for row in rows if not row.known]):
-        raise CostError(f"no count is known for {'; '.join(unknown)}: expected layers with a handler, so add one with register_handler")
+        raise CostError(f"no count is known for {'; '.join(unknown)}: expected layers with a handler, so {_HOW}")
     rows = _with_the_rest(model, rows, seen)
     return CostReport(graph.name, convention, rows, _summed(model, graph, rows, peak), batch_size, training, options, exact, works)
 
@@ -600,7 +600,7 @@ def _derivation(
     "The formula of a call, its numbers, and the result; `CostError` for a call that is not there or not known."
     row, work = report[name], report.works.get(name)
     if work is None:
-        raise CostError(f"no derivation is known for {name}, a {row.kind}: expected a layer with a handler, see register_handler")
+        raise CostError(f"no derivation is known for {name}, a {row.kind}: expected a layer with a handler, so {_HOW}")
     counted = ("macs", "biases") + (("other", "transcendental") if report.convention == "everything" else ())
     lines = []
     for term in work.terms:

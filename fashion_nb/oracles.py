@@ -28,8 +28,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from .bug_for_bug import profiler_bugs, profiler_operations
 from .data import FashionNbError
-from .graph import model_graph
+from .gradient import gradient_of
+from .graph import model_graph, record_named
+from .traits import einsum_letters, kinds_of, positions_and_channels
 
 # %% ../nbs/06_oracles.ipynb #b6c3f498
 class OracleError(FashionNbError):
@@ -675,28 +678,21 @@ def _as_count(witness, reply, model):
 
 # %% ../nbs/06_oracles.ipynb #de0d6117
 _AVERAGED = {  # summed or chosen over a window: an average over the same window
-    **{f"{kind}{n}D": f"{kind}{n}D" for kind in ("Conv", "AveragePooling") for n in (1, 2, 3)},
-    **{f"MaxPooling{n}D": f"AveragePooling{n}D" for n in (1, 2, 3)},
-    **{f"Conv{n}DTranspose": f"Conv{n}DTranspose" for n in (1, 2, 3)},
-    **{f"{kind}Conv{n}D": f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2)},
-    **{f"{kind}{n}D": f"{kind}{n}D" for kind in ("ZeroPadding", "Cropping", "UpSampling") for n in (1, 2, 3)},
-}
-_LEFT_OUT = {  # number by number, when a trained model is used
-    "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Identity", "Rescaling", "Normalization", "BatchNormalization",
-    "ActivityRegularization", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout",
-    "GaussianDropout", "GaussianNoise", "Dense", "ops.Relu", "ops.Relu6", "ops.Sigmoid", "ops.Silu", "ops.Gelu", "ops.Tanh",
-    "ops.Softplus", "ops.HardSigmoid", "ops.HardSilu", "ops.Elu", "ops.LeakyRelu", "ops.Absolute", "ops.Abs", "ops.Exp", "ops.Sqrt",
-    "ops.Square", "ops.Negative", "ops.Clip", "ops.Cast",
+    kind: kind.replace("Max", "Average")
+    for kind in kinds_of(
+        "convolution", "transposed convolution", "depthwise convolution", "separable convolution", "max pooling", "average pooling",
+        "padding and cropping", "up-sampling by repeating", "up-sampling of images",
+    )
 }  # fmt: skip
-_MERGED = {  # several tensors to one
-    "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "ops.Add", "ops.Subtract", "ops.Multiply", "ops.Divide",
-    "ops.TrueDivide", "ops.Maximum", "ops.Minimum",
-}  # fmt: skip
+_MERGED = kinds_of("merges")  # several tensors to one
+_LEFT_OUT = (  # number by number, when a trained model is used
+    kinds_of("element-wise", "identity", "regularization", "dropout", "noise", "dense") - _MERGED | {"ops.Cast"}
+)
 _EVERYWHERE = {  # one number for all places, or each place sees all
-    **{f"Global{kind}Pooling{n}D": "pooled" for kind in ("Average", "Max") for n in (1, 2, 3)},
-    **dict.fromkeys(("MultiHeadAttention", "GroupedQueryAttention", "GroupQueryAttention", "Attention", "AdditiveAttention"), "attended"),
+    **dict.fromkeys(kinds_of("whole"), "pooled"),
+    **dict.fromkeys(kinds_of("attention", "multi-head attention"), "attended"),
 }
-_PLACED = {"Flatten", "Reshape", "Permute", "Concatenate", "Softmax", "LayerNormalization", "UnitNormalization", "RMSNormalization", "ops.Concatenate"}
+_PLACED = kinds_of("reshape", "concatenation", "softmax", "normalization") | {"Permute", "ops.Concatenate"}
 
 # %% ../nbs/06_oracles.ipynb #d243759d
 def _averaging_layer(
@@ -853,41 +849,6 @@ def _spread(copy, tensor, reference):
 
 _Copy.placed, _Copy.spread = _placed, _spread
 
-# %% ../nbs/06_oracles.ipynb #b943191f
-def _gradient(
-    score,  # function of a batch of images that returns one number, in Keras operations
-    image: np.ndarray,  # the batch at which to differentiate
-) -> np.ndarray:  # same shape as `image`
-    "The derivative of `score` with respect to every pixel, by the backend that Keras runs on."
-    import keras
-
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        def slope(pixels):  # as a graph: an eager tape would also compute the gradients of all weights
-            with tf.GradientTape() as tape:
-                tape.watch(pixels)
-                value = score(pixels)
-            found = tape.gradient(value, pixels)
-            return tf.zeros_like(pixels) if found is None else found
-
-        pixels = tf.convert_to_tensor(image)
-        score(pixels)  # makes the layers, and their weights, outside of the graph
-        return tf.function(slope, autograph=False).get_concrete_function(pixels)(pixels).numpy()
-    if backend == "torch":
-        import torch
-
-        pixels = torch.tensor(image, requires_grad=True)
-        found = torch.autograd.grad(score(pixels), pixels, allow_unused=True)[0]
-        return np.zeros_like(image) if found is None else found.cpu().numpy()
-    if backend == "jax":
-        import jax
-
-        with jax.enable_x64(True):
-            return np.asarray(jax.grad(score)(image))
-    raise OracleError(f"Keras runs on {backend}, which has no gradients: set KERAS_BACKEND to tensorflow, jax or torch")
-
 # %% ../nbs/06_oracles.ipynb #f987639c
 def _checked_call(
     model,  # what the user handed over
@@ -904,10 +865,7 @@ def _checked_call(
         raise OracleError(f"model {model.name!r} takes {shapes}: expected one input of (batch, height, width, channels)")
     sides = tuple(side or 28 for side in shapes[0][1:])
     graph = model_graph(model, sides)
-    calls = {call.name: call for call in graph.calls}
-    if layer_name not in calls:
-        raise OracleError(f"model {model.name!r} has no layer {layer_name!r}: expected one of {', '.join(calls)}")
-    return graph, calls[layer_name]
+    return graph, record_named(graph.calls, layer_name, model.name, OracleError)
 
 # %% ../nbs/06_oracles.ipynb #7039177b
 class _Lens:
@@ -935,7 +893,7 @@ class _Lens:
             return keras.ops.mean(output[(0, *found)])
 
         with keras.device("cpu:0"):  # where a convolution's gradient is exactly zero outside its windows
-            return _gradient(score, np.zeros((1, *sides, 1)))[0, ..., 0], tuple(found)
+            return gradient_of(score, np.zeros((1, *sides, 1)), OracleError)[0, ..., 0], tuple(found)
 
 # %% ../nbs/06_oracles.ipynb #5bbc51db
 def gradient_image(
@@ -1100,59 +1058,47 @@ class _Axis:
             return max(reach - self.stride, 0) // 2
         return max((self.windows - 1) * self.stride + reach - self.positions, 0) // 2
 
+    def real_taps(self, transposed: bool = False) -> int:
+        "Pairs of window and tap that hit a number, and not a zero of padding."
+        ends = (self.windows, self.positions) if transposed else (self.positions, self.windows)
+        return _real_taps(*ends, self.kernel_size, self.stride, self.dilation_rate, self.in_front(transposed))
+
 
 def _convolution_axes(
     call,  # a `fashion_nb.graph.LayerCall` of a convolution
 ) -> list[_Axis]:  # height and width, say
     "The axes of space of a convolution."
-    layer, one = call.layer, slice(2, None) if call.layer.data_format == "channels_first" else slice(1, -1)
-    sizes = zip(call.inputs[0].shape[one], call.outputs[0].shape[one], layer.kernel_size, layer.strides, layer.dilation_rate)
+    layer = call.layer
+    sides = (positions_and_channels(tensor.shape, layer.data_format)[0] for tensor in (call.inputs[0], call.outputs[0]))
+    sizes = zip(*sides, layer.kernel_size, layer.strides, layer.dilation_rate)
     return [_Axis(*size, layer.padding) for size in sizes]
 
 # %% ../nbs/06_oracles.ipynb #9f03f801
-def _profiler_taps(
-    axis: _Axis,  # one axis of space
-    transposed: bool,  # is it a transposed convolution?
-) -> tuple[int, int]:  # numerator and denominator: pairs of window and tap, as TensorFlow's profiler sees them
-    "Where TensorFlow's profiler thinks that taps are, along one axis."
-    if transposed:
-        return axis.windows * axis.kernel_size, axis.stride
-    if axis.dilation_rate == 1:
-        return axis.windows * axis.kernel_size, 1
-    reach = (axis.kernel_size - 1) * axis.dilation_rate
-    padded = axis.positions + (0 if axis.padding == "valid" else reach)
-    return axis.dilation_rate * (math.ceil(padded / axis.dilation_rate) - axis.kernel_size + 1) * axis.kernel_size, 1
-
-
 def _convolution_macs(
     call,  # a `fashion_nb.graph.LayerCall` of a convolution
-    taps: str,  # 'all', 'real' or 'profiler'
+    taps: str,  # 'all' or 'real'
 ) -> int:  # MACs for the whole batch
-    "A convolution's MACs, its taps counted in one of three ways."
+    "A convolution's MACs, with or without taps on padding."
     special, _, transposed = _CONVOLUTION.fullmatch(call.kind).groups()
-    layer, place = call.layer, 1 if call.layer.data_format == "channels_first" else -1
-    channels, filters, batch = call.inputs[0].shape[place], call.outputs[0].shape[place], call.inputs[0].shape[0]
-    above = below = 1
+    layer, batch = call.layer, call.inputs[0].shape[0]
+    channels, filters = (positions_and_channels(tensor.shape, layer.data_format)[1] for tensor in (call.inputs[0], call.outputs[0]))
+    hits = 1
     for axis in _convolution_axes(call):
-        if taps == "profiler":
-            part = _profiler_taps(axis, bool(transposed))
-        elif taps == "real" and axis.padding != "causal":  # Keras pads before it convolves: nobody can tell these zeros
-            ends = (axis.windows, axis.positions) if transposed else (axis.positions, axis.windows)
-            part = _real_taps(*ends, axis.kernel_size, axis.stride, axis.dilation_rate, axis.in_front(bool(transposed))), 1
+        if taps == "real" and axis.padding != "causal":  # Keras pads before it convolves: nobody can tell these zeros
+            hits *= axis.real_taps(bool(transposed))
         else:
-            part = (axis.positions if transposed else axis.windows) * axis.kernel_size, 1
-        above, below = above * part[0], below * part[1]
+            hits *= (axis.positions if transposed else axis.windows) * axis.kernel_size
     if special:
         pointwise = channels * layer.depth_multiplier * math.prod(call.outputs[0].shape) if special == "Separable" else 0
-        return batch * above * channels * layer.depth_multiplier // below + pointwise
-    return batch * above * channels * filters // (below * getattr(layer, "groups", 1))
+        return batch * hits * channels * layer.depth_multiplier + pointwise
+    return batch * hits * channels * filters // getattr(layer, "groups", 1)
 
 # %% ../nbs/06_oracles.ipynb #cae46c42
 @dataclass(frozen=True)
 class Rule:
     "A known way in which a witness differs from the formula."
 
-    witness: str  # 'profiler', 'xla' or 'torch'
+    witness: str  # 'xla' or 'torch'; 'xla, …' for one of XLA's other figures
     text: str  # what it does
     macs: Callable  # from a `LayerCall` to a difference in MACs, 0 where the rule does not apply
 
@@ -1171,7 +1117,7 @@ def _rule(witness, text):
 
 
 def explained(
-    witness: str,  # 'profiler', 'xla' or 'torch'
+    witness: str,  # 'xla' or 'torch'; for the profiler see `fashion_nb.bug_for_bug.profiler_bugs`
     call,  # a `fashion_nb.graph.LayerCall`
 ) -> list[tuple[str, int]]:  # names of rules and the difference in MACs that each explains; none that explains nothing
     "What the rules say about one call."
@@ -1191,29 +1137,13 @@ def _inside(
     return [replace(call, layer=inner, kind=type(inner).__name__, inputs=tensors[:1], outputs=tensors[1:])]
 
 
-def _about_convolutions(taps):
-    "A rule on how a witness counts the taps of convolutions."
-
-    def difference(call):
-        found = 0
-        for inner in _inside(call):
-            if _CONVOLUTION.fullmatch(inner.kind) and not (taps == "profiler" and _unseen_convolution(inner)):
-                found += _convolution_macs(inner, taps) - _convolution_macs(inner, "all")
-        return found
-
-    return difference
-
-
-def _unseen_convolution(call) -> bool:
-    "Does the profiler see none of this convolution?"
-    return getattr(call.layer, "groups", 1) > 1 or call.kind == "Conv3DTranspose"
-
-
 SKIPS = "XLA skips taps that lie on padding"
-_rule("xla", SKIPS)(_about_convolutions("real"))
-_rule("profiler", "the profiler counts a dilated convolution's padding to a multiple of the rate, and cuts a transposed one at the stride")(
-    _about_convolutions("profiler")
-)
+
+
+@_rule("xla", SKIPS)
+def _skipped(call):
+    convolutions = [inner for inner in _inside(call) if _CONVOLUTION.fullmatch(inner.kind)]
+    return sum(_convolution_macs(inner, "real") - _convolution_macs(inner, "all") for inner in convolutions)
 
 
 @_rule("xla, padding skipped", "JAX pads a causal convolution before it convolves, so XLA takes the zeros for numbers")
@@ -1222,43 +1152,12 @@ def _causal(call):
     for inner in _inside(call):
         if inner.kind == "Conv1D" and inner.layer.padding == "causal":
             [axis] = _convolution_axes(inner)
-            hit = _real_taps(axis.positions, axis.windows, axis.kernel_size, axis.stride, axis.dilation_rate, axis.in_front(False))
             every = _convolution_macs(inner, "all")
-            found += every - every // (axis.windows * axis.kernel_size) * hit
+            found += every - every // (axis.windows * axis.kernel_size) * axis.real_taps()
     return found
 
-
-@_rule("profiler", "the profiler does not look into grouped convolutions, and has no formula for Conv3DTranspose")
-def _unseen(call):
-    return -sum(_convolution_macs(inner, "all") for inner in _inside(call) if _CONVOLUTION.fullmatch(inner.kind) and _unseen_convolution(inner))
-
 # %% ../nbs/06_oracles.ipynb #9d91919f
-_GATES = {"SimpleRNN": 1, "GRU": 3, "LSTM": 4}
-_HEADS = {"MultiHeadAttention": "_num_heads", "GroupedQueryAttention": "num_query_heads", "GroupQueryAttention": "num_query_heads"}
-
-
-@_rule("profiler", "the profiler sees one step of a loop, and there only the product with the input")
-def _loops(call):
-    layer = call.layer
-    directions = (layer.forward_layer, layer.backward_layer) if call.kind == "Bidirectional" else (layer,)
-    difference = 0
-    for direction in directions:
-        if gates := _GATES.get(type(direction).__name__):
-            batch, steps, inputs = call.inputs[0].shape
-            seen = inputs * gates * direction.units
-            if not direction.unroll:
-                difference += batch * (seen - steps * (seen + direction.units * gates * direction.units))
-    return difference
-
-
-@_rule("profiler", "the profiler has no formula for the products of several heads of attention")
-def _heads(call):
-    if call.kind not in _HEADS:
-        return 0
-    layer, query, value = call.layer, *call.inputs[:2]
-    heads, key_dim = getattr(layer, _HEADS[call.kind]), getattr(layer, "_key_dim", getattr(layer, "head_dim", 0))
-    value_dim = getattr(layer, "_value_dim", None) or key_dim
-    return -query.shape[0] * heads * math.prod(query.shape[1:-1]) * math.prod(value.shape[1:-1]) * (key_dim + value_dim)
+_HEADS = {"MultiHeadAttention": "_num_heads", "GroupedQueryAttention": "num_query_heads"}  # the number of heads, by kind
 
 # %% ../nbs/06_oracles.ipynb #aaa2bca4
 @_rule("xla", "JAX resizes an image by matrix products")
@@ -1293,9 +1192,9 @@ def _einsum_sizes(
     equation = getattr(call.layer, "equation", "").replace(" ", "") if call.kind == "EinsumDense" else ""
     if not equation or "." in equation:
         return None
-    terms, result = equation.split("->")
     shapes = (call.inputs[0].shape, tuple(call.layer.kernel.shape))
-    sizes = {letter: size for term, shape in zip(terms.split(","), shapes) for letter, size in zip(term, shape)}
+    operands, result = einsum_letters(equation, tuple(map(len, shapes)))
+    sizes = {letter: size for operand, shape in zip(operands, shapes) for letter, size in zip(operand, shape)}
     return sizes, set(sizes) - set(result)
 
 
@@ -1306,28 +1205,16 @@ def _nothing_to_sum(call):
         return 0
     return -math.prod(found[0].values())
 
-
-@_rule("profiler", "the profiler has no formula for an Einstein sum that Keras does not write as a matrix product")
-def _no_formula(call):
-    found = _einsum_sizes(call)
-    if found is None:
-        return 0
-    import keras
-    import tensorflow as tf
-
-    specs = [tf.TensorSpec(shape, "float32") for shape in (call.inputs[0].shape, tuple(call.layer.kernel.shape))]
-    traced = tf.function(lambda a, b: keras.ops.einsum(call.layer.equation, a, b), autograph=False).get_concrete_function(*specs)
-    return -math.prod(found[0].values()) if any("Einsum" in operation.type for operation in traced.graph.get_operations()) else 0
-
 # %% ../nbs/06_oracles.ipynb #00afd20c
-_SETTLED = {
-    "Activation", "ReLU", "LeakyReLU", "PReLU", "Softmax", "BatchNormalization", "RMSNormalization", "UnitNormalization", "Rescaling",
-    "Dropout", "Flatten", "Reshape", "Permute", "RepeatVector", "Concatenate", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum",
-    "ELU", "Dense", "EinsumDense", "Dot", "Attention", "AdditiveAttention", "MultiHeadAttention", "GroupQueryAttention",
-    "LSTM", "GRU", "SimpleRNN", "Bidirectional", "TimeDistributed",
-    *(f"{kind}{n}D" for kind in ("Conv", "MaxPooling", "AveragePooling", "GlobalAveragePooling", "GlobalMaxPooling", "ZeroPadding", "Cropping") for n in (1, 2, 3)),
-    *(f"Conv{n}DTranspose" for n in (1, 2, 3)), *(f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2)),
-    *(f"ops.{name}" for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Relu", "Matmul", "Exp", "Sqrt", "Square", "Tanh", "Sigmoid")),
+_SETTLED = kinds_of(
+    "convolution", "transposed convolution", "depthwise convolution", "separable convolution", "max pooling", "average pooling", "whole",
+    "padding and cropping", "activation", "softmax", "dense", "einsum", "dot", "merge", "concatenation", "reshape", "permutation",
+    "attention", "recurrence",
+) | {
+    "BatchNormalization", "Rescaling", "RMSNormalization", "UnitNormalization", "Dropout", "MultiHeadAttention", "Bidirectional",
+    "TimeDistributed",
+    *(kinds_of("arithmetic function") - {"ops.Divide", "ops.TrueDivide"}),
+    *(f"ops.{name}" for name in ("Relu", "Matmul", "Exp", "Sqrt", "Square", "Tanh", "Sigmoid")),
 }  # fmt: skip
 _SAME_WAY = {
     "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "exponential", "sigmoid", "silu", "tanh", "softsign", "hard_sigmoid",
@@ -1348,7 +1235,7 @@ def _is_settled(call) -> bool:
         floats = all(tensor.dtype == "float32" for tensor in call.inputs) and getattr(inner.layer, "compute_dtype", "float32") == "float32"
         loop = getattr(inner.layer, "forward_layer", inner.layer)
         gate, state = (getattr(getattr(loop, name, None), "__name__", "linear") for name in ("recurrent_activation", "activation"))
-        recurrent = inner.kind != "Bidirectional" or type(loop).__name__ in _GATES and {gate, state} <= _SAME_WAY
+        recurrent = inner.kind != "Bidirectional" or type(loop).__name__ in kinds_of("recurrence") and {gate, state} <= _SAME_WAY
         recurrent = recurrent and gate in _SAME_WAY
         if not (inner.kind in _SETTLED and floats and recurrent and _activation_name(inner) in _SAME_WAY):
             return False
@@ -1359,7 +1246,7 @@ def _is_settled(call) -> bool:
 def _softmaxes(call):
     if call.kind in _HEADS:
         return call.inputs[0].shape[0] * getattr(call.layer, _HEADS[call.kind]) * math.prod(call.inputs[0].shape[1:-1])
-    if call.kind in ("Attention", "AdditiveAttention"):
+    if call.kind in kinds_of("attention"):
         return math.prod(call.inputs[0].shape[:-1])
     found = 0
     for inner in _inside(call):
@@ -1388,7 +1275,7 @@ def _causal_operations(call):
 
 def _places(tensor, layer):
     "A tensor's sizes along the axes of space."
-    return tensor.shape[slice(2, None) if getattr(layer, "data_format", "channels_last") == "channels_first" else slice(1, -1)]
+    return positions_and_channels(tensor.shape, getattr(layer, "data_format", None))[0]
 
 # %% ../nbs/06_oracles.ipynb #b1668bb4
 @dataclass(frozen=True)
@@ -1553,20 +1440,12 @@ def _heard_about(
 
 # %% ../nbs/06_oracles.ipynb #8a692940
 _PROFILER_PRODUCTS = {"Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2", "BatchMatMulV3"}
-_PROFILER_KNOWS = {"Dense", "EinsumDense", "Attention", "Dot", "Bidirectional", "ops.Matmul", "ops.Dot", *_GATES, *_HEADS}
-
-
-def _products_known(
-    call,  # a `LayerCall`
-) -> bool:  # do formula and rules cover what the profiler counts of its products?
-    "Kinds whose products in TensorFlow's graph were measured, above and in the tests."
-    return all(inner.kind in _PROFILER_KNOWS or _CONVOLUTION.fullmatch(inner.kind) for inner in _inside(call))
 
 
 def _profiler_rows(ours, macs, calls, said) -> list[Comparison]:
     "keras-flops: its total against our profiler convention, and its products against our MACs by rule."
     total, by_type = said
-    odd = sorted({call.kind for call in calls if macs.get(call.name) and not _products_known(call)})
+    odd = sorted({call.kind for call in calls if macs.get(call.name) and profiler_operations(call) is None})
     grouped = [inner for call in calls for inner in _inside(call) if _CONVOLUTION.fullmatch(inner.kind) and getattr(inner.layer, "groups", 1) > 1]
     unsure = "what comes behind a grouped convolution: TensorFlow compiles it apart, and may know no shapes there"
     if unstable := bool(grouped) and len(calls) > 1:
@@ -1576,7 +1455,7 @@ def _profiler_rows(ours, macs, calls, said) -> list[Comparison]:
     quantity = "FLOPs of products, 2 a MAC"
     if odd:
         return [*rows, Comparison("keras-flops", "total", quantity, 2 * sum(macs.values()), None, remark=f"no rule for {', '.join(odd)}")]
-    found = {call.name: [(text, 2 * difference) for text, difference in explained("profiler", call)] for call in calls}
+    found = {call.name: [(fault.words, fault.products) for fault in profiler_bugs(call) if fault.products] for call in calls}
     products = {"": sum(number for kind, number in by_type.items() if kind in _PROFILER_PRODUCTS)}
     return [*rows, _compared("keras-flops", quantity, {name: 2 * number for name, number in macs.items()}, products, found)[0]]
 

@@ -18,7 +18,9 @@ from html import escape
 import numpy as np
 
 from .data import FashionNbError
-from .graph import GraphError, model_graph
+from .gradient import gradient_of
+from .graph import GraphError, model_graph, record_named
+from .traits import einsum_letters, kinds_of
 
 # %% ../nbs/05_receptive_field.ipynb #140df0ba
 class FieldError(FashionNbError, ValueError):
@@ -360,31 +362,20 @@ _RULES = {}  # from a call's kind to its rule: a function (call, fields of its i
 _SORTS = {}  # from a call's kind to the sort of layer that it is
 
 
-def _rule(sort: str, kinds: str):
-    "Enter a function into the table, for kinds that are separated by spaces."
+def _rule(sort: str, *kinds: str):
+    "Enter a function into the table, for layers of one sort."
 
     def enter(rule):
-        _RULES.update(dict.fromkeys(kinds.split(), rule))
-        _SORTS.update(dict.fromkeys(kinds.split(), sort))
+        _RULES.update(dict.fromkeys(kinds, rule))
+        _SORTS.update(dict.fromkeys(kinds, sort))
         return rule
 
     return enter
 
 
-@_rule("each element", """Activation ReLU LeakyReLU PReLU ELU Identity Rescaling Normalization BatchNormalization Masking
-    ActivityRegularization Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout GaussianDropout GaussianNoise
-    AugMix AutoContrast CutMix MixUp RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
-    RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert RandomPerspective
-    RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom Solarization
-    Discretization Hashing Add Subtract Multiply Average Maximum Minimum""")  # fmt: skip
-@_rule("each element", " ".join("ops." + kind for kind in """Abs Absolute Add Arccos Arccosh Arcsin Arcsinh Arctan Arctan2
-    Arctanh BitwiseAnd BitwiseInvert BitwiseNot BitwiseOr BitwiseXor Cast Cbrt Ceil Celu Clip Conj Copy Cos Cosh Deg2rad Divide
-    DivideNoNan Elu Equal Erf Erfc Erfinv Exp Exp2 Expm1 Fabs Floor FloorDivide Fmax Fmin Fmod Gelu Greater GreaterEqual HardShrink
-    HardSigmoid HardSilu HardTanh Heaviside Hypot Imag Isfinite Isinf Isnan LeakyRelu LeftShift Less LessEqual Log Log10 Log1p Log2
-    LogSigmoid Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Maximum Minimum Mod Multiply NanToNum Negative NotEqual
-    Power Rad2deg Real Reciprocal Relu Relu6 RightShift Round Rsqrt SaturateCast Selu Sigmoid Sign Signbit Silu Sin Sinc Sinh
-    SoftShrink Softplus Softsign SparsePlus SparseSigmoid Sqrt Square Squareplus StopGradient Subtract Tan Tanh TanhShrink Threshold
-    TrueDivide Trunc Where BroadcastTo BatchNorm""".split()))  # fmt: skip
+@_rule("each element", *kinds_of(
+    "element-wise", "identity", "regularization", "dropout", "noise", "masking", "random image", "copying function", "partial function",
+), "AutoContrast", "RandomFlip", "Discretization", "Hashing", "ops.BatchNorm")  # fmt: skip
 def _each_element(call, fields):
     "Elements at the same place, of one tensor or of several."
     return _merged(fields, call.outputs[0].shape)
@@ -420,8 +411,7 @@ def _kernel_size(call) -> tuple[int, ...]:
     return tuple(kernel.shape)[:-2]
 
 # %% ../nbs/05_receptive_field.ipynb #8fa4d921
-@_rule("window", "Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D "
-       "ops.Conv ops.DepthwiseConv ops.SeparableConv")  # fmt: skip
+@_rule("window", *kinds_of("convolution", "depthwise convolution", "separable convolution", "convolving function"))
 def _convolution(call, fields):
     "Windows along each spatial dimension, and a sum over channels."
     layer, field = call.layer, fields[0]
@@ -432,8 +422,7 @@ def _convolution(call, fields):
     return field.changed({dim: (_convolved, *window, layer.padding) for dim, *window in windows})
 
 
-@_rule("window", "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D "
-       "ops.MaxPool ops.AveragePool ops.ExtractPatches ops.SpaceToDepth")  # fmt: skip
+@_rule("window", *kinds_of("max pooling", "average pooling", "pooling function"), "ops.ExtractPatches", "ops.SpaceToDepth")
 def _pooling(call, fields):
     "Windows along each spatial dimension, channel by channel."
     layer, dims = call.layer, _spatial(call, len(fields[0].dims))
@@ -445,7 +434,7 @@ def _pooling(call, fields):
     return fields[0].changed({dim: (_convolved, *window, padding) for dim, *window in zip(dims, size, strides, dilation_rate)})
 
 # %% ../nbs/05_receptive_field.ipynb #610356d7
-@_rule("transposed window", "Conv1DTranspose Conv2DTranspose Conv3DTranspose ops.ConvTranspose")
+@_rule("transposed window", *kinds_of("transposed window"), "ops.ConvTranspose")
 def _transposed_convolution(call, fields):
     "Transposed windows along each spatial dimension, and a sum over channels."
     layer, dims = call.layer, _spatial(call, len(fields[0].dims))
@@ -456,7 +445,7 @@ def _transposed_convolution(call, fields):
     return _without_channels(fields[0], dims).changed(steps)
 
 
-@_rule("up-sampling", "UpSampling1D UpSampling2D UpSampling3D Resizing ops.Resize ops.DepthToSpace")
+@_rule("up-sampling", *kinds_of("up-sampling by repeating", "up-sampling of images", "resizing"), "ops.Resize", "ops.DepthToSpace")
 def _up_sampling(call, fields):
     "Nearest neighbours, or interpolation."
     layer, shape = call.layer, call.outputs[0].shape
@@ -469,7 +458,7 @@ def _up_sampling(call, fields):
     return fields[0].changed({dim: (_resized, shape[dim], kind, getattr(layer, "antialias", False)) for dim in dims})
 
 
-@_rule("cropping and padding", "ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D Cropping3D CenterCrop")
+@_rule("cropping and padding", *kinds_of("padding and cropping", "center crop"))
 def _shifting(call, fields):
     "Units in front of the first, or not from the first on."
     layer, shape = call.layer, call.outputs[0].shape
@@ -500,7 +489,7 @@ def _groups(
     return groups
 
 
-@_rule("reshaping", "Reshape ops.Reshape ops.Ravel ops.ExpandDims ops.Squeeze")
+@_rule("reshaping", "Reshape", *kinds_of("reshaping function"))
 def _reshaping(call, fields):
     "Dimensions that stay, are cut, or are melted into one."
     old, new = call.inputs[0].shape, call.outputs[0].shape
@@ -520,8 +509,7 @@ def _flatten(call, fields):
     return fields[0].arranged([0, None])
 
 
-@_rule("gathers all positions", "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D "
-       "GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D")  # fmt: skip
+@_rule("gathers all positions", *kinds_of("whole"))
 def _global_pooling(call, fields):
     "One unit for all positions, with or without dimensions of size 1."
     rank = len(fields[0].dims)
@@ -531,15 +519,14 @@ def _global_pooling(call, fields):
     return fields[0].arranged([dim for dim in range(rank) if dim not in dims])
 
 
-@_rule("gathers all positions", "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D AdaptiveMaxPooling1D "
-       "AdaptiveMaxPooling2D AdaptiveMaxPooling3D ops.AdaptiveAveragePool ops.AdaptiveMaxPool")  # fmt: skip
+@_rule("gathers all positions", *kinds_of("adaptive pooling", "adaptive pooling function"))
 def _adaptive_pooling(call, fields):
     "As many bins as asked for, over all positions."
     dims = _spatial(call, len(fields[0].dims))
     return fields[0].changed({dim: (_binned, call.outputs[0].shape[dim]) for dim in dims})
 
 
-@_rule("each element", "Dense Embedding ReversibleEmbedding CategoryEncoding")
+@_rule("each element", *kinds_of("dense", "embedding"), "CategoryEncoding")
 def _dense(call, fields):
     "The last dimension is mixed, or a new one added; all others stay."
     rank, field = len(call.outputs[0].shape), fields[0]
@@ -547,7 +534,7 @@ def _dense(call, fields):
     return field if field.dims[-1] is None and rank == len(field.dims) else field.arranged((order + [None] * rank)[:rank])
 
 # %% ../nbs/05_receptive_field.ipynb #fc2f7040
-@_rule("reshaping", "Permute RepeatVector ops.Transpose ops.Moveaxis ops.Swapaxes")
+@_rule("reshaping", *kinds_of("permutation", "permuting function"))
 def _permuting(call, fields):
     "Dimensions in another order."
     layer, rank = call.layer, len(fields[0].dims)
@@ -569,7 +556,7 @@ def _permuting(call, fields):
     return fields[0].arranged(order)
 
 
-@_rule("merge", "Concatenate ops.Concatenate")
+@_rule("merge", "Concatenate", "ops.Concatenate")
 def _concatenation(call, fields):
     "Side by side along one dimension; if that is an axis of the image, one behind the other."
     shape = call.outputs[0].shape
@@ -586,7 +573,7 @@ def _concatenation(call, fields):
     return TensorField(fields[0].dims, (*rest.axes[:axis], Paths(*ends), *rest.axes[axis + 1 :]), rest.exact, rest.misfit)
 
 # %% ../nbs/05_receptive_field.ipynb #ecba6803
-@_rule("attention", "Attention AdditiveAttention MultiHeadAttention GroupedQueryAttention ops.DotProductAttention")
+@_rule("attention", *kinds_of("attention", "multi-head attention"), "ops.DotProductAttention")
 def _attention(call, fields):
     "Each query sees itself and, along the attended dimensions, all keys and values."
     query, *others = fields
@@ -603,7 +590,7 @@ def _attention(call, fields):
             _merged([f.gathered(range(1, len(f.dims))) for f in seen if f is not None], tensor.shape) for tensor in call.outputs]  # fmt: skip
 
 
-@_rule("recurrent", "LSTM GRU SimpleRNN RNN Bidirectional ConvLSTM1D ConvLSTM2D ConvLSTM3D")
+@_rule("recurrent", *kinds_of("recurrence", "recurrence of any cell", "convolutional recurrence"), "Bidirectional")
 def _recurrent(call, fields):
     "Steps up to a unit's own; all steps for the last output, and in both directions."
     layer, field = call.layer, fields[0]
@@ -645,8 +632,7 @@ def _recurrent_window(sight, kernel_size, stride, dilation_rate, padding, before
     return _windows(sight, reach + 1, 1, 1, before * ((kernel_size - 1) // 2), len(sight.first))
 
 # %% ../nbs/05_receptive_field.ipynb #0b33931b
-@_rule("normalisation", "LayerNormalization RMSNormalization UnitNormalization Softmax SpectralNormalization "
-       "ops.Softmax ops.LogSoftmax ops.Sparsemax ops.LayerNorm ops.RMSNorm ops.Normalize")  # fmt: skip
+@_rule("normalisation", *(kinds_of("normalizes") - {"GroupNormalization"}), "SpectralNormalization")
 def _normalisation(call, fields):
     "Every element hears from all others along some dimensions."
     if call.kind == "SpectralNormalization":
@@ -691,8 +677,7 @@ def _time_distributed(call, fields):
     return [field and TensorField((None, steps, *field.dims[1:]), field.axes, field.exact, field.misfit) for field in found]
 
 # %% ../nbs/05_receptive_field.ipynb #605ec58d
-@_rule("reduction", " ".join("ops." + kind for kind in """Sum Mean Max Min Amax Amin Prod Std Var Any All Argmax Argmin Median
-    Logsumexp CountNonzero Norm Nansum Nanmean Nanmax Nanmin""".split()))  # fmt: skip
+@_rule("reduction", *kinds_of("reduction", "checked reduction", "statistic"), "ops.Median", "ops.Logsumexp", "ops.Norm")
 def _reduction(call, fields):
     "One number for all along some dimensions."
     axis, rank = getattr(call.layer, "axis", None), len(fields[0].dims)
@@ -702,7 +687,7 @@ def _reduction(call, fields):
     return fields[0].arranged([dim for dim in range(rank) if dim not in dims])
 
 
-@_rule("running", "ops.Cumsum ops.Cumprod ops.Flip ops.Repeat ops.Tile ops.Roll ops.Sort ops.Argsort")
+@_rule("running", "ops.Cumsum", "ops.Cumprod", "ops.Flip", "ops.Repeat", "ops.Tile", "ops.Roll", "ops.Sort", "ops.Argsort")
 def _along_one_dimension(call, fields):
     "Running sums, reversals and repetitions."
     layer, field, shape = call.layer, fields[0], call.outputs[0].shape
@@ -752,7 +737,7 @@ def _slicing(call, fields):
     return field.changed(steps).arranged(order)
 
 
-@_rule("slicing", "ops.Pad ops.Split ops.Unstack ops.Stack")
+@_rule("slicing", "ops.Pad", "ops.Split", "ops.Unstack", "ops.Stack")
 def _cutting(call, fields):
     "Padding along all dimensions; cutting or stacking along one."
     shape, layer = call.inputs[0].shape, call.layer
@@ -783,17 +768,13 @@ def _einsum(fields, inputs, output, shape):
     return _merged(arranged, shape)
 
 
-@_rule("product", "EinsumDense Dot ops.Einsum ops.Matmul ops.Dot ops.Tensordot")
+@_rule("product", "EinsumDense", "Dot", "ops.Einsum", *kinds_of("matrix product"))
 def _product(call, fields):
     "Sums of products over some dimensions."
     shape, ranks = call.outputs[0].shape, [len(tensor.shape) for tensor in call.inputs]
     if call.kind in ("EinsumDense", "ops.Einsum"):
-        text = (getattr(call.layer, "equation", None) or call.layer.subscripts).replace(" ", "")
-        inputs, output = text.split("->") if "->" in text else (text, "")
-        inputs = inputs.split(",")
-        wide = "".join(chr(0x391 + number) for number in range(len(shape) - len(output.replace("...", "")))) if "..." in text else ""
-        inputs = [part.replace("...", wide[len(wide) - max(rank - len(part.replace("...", "")), 0) :]) for part, rank in zip(inputs, ranks)]
-        return _einsum(fields, inputs, output.replace("...", wide), shape)
+        equation = getattr(call.layer, "equation", None) or call.layer.subscripts
+        return _einsum(fields, *einsum_letters(equation, tuple(ranks)), shape)
     if call.kind == "Dot":
         axes = [axis % rank for axis, rank in zip(_each(call.layer.axes, 2), ranks)]
         left, right = ([dim for dim in range(1, rank) if dim != axis] for axis, rank in zip(axes, ranks))
@@ -895,12 +876,15 @@ def _without_gates(call, fields):
     return _merged(places or fields, call.outputs[0].shape)
 
 # %% ../nbs/05_receptive_field.ipynb #735a5174
+_HOW = "give it one with register_field (from fashion_nb import register_field)"
+
+
 def _unknown(call, fields, model_name, strict):
     "A layer without a rule may see all that its inputs see: an upper bound, if the user can do with one."
     if strict:
         raise FieldError(
             f"layer {call.name!r} of model {model_name!r} is a {call.kind} that has no rule for what it sees: expected one of "
-            "known_layers(), so give it one with register_field, or take upper bounds with strict=False"
+            f"known_layers(), so {_HOW}, or take upper bounds with strict=False"
         )
     whole = [field.gathered(range(len(field.dims))) for field in fields if field is not None]
     return [replace(_merged([f.arranged([None] * len(t.shape)) for f in whole], t.shape), exact=False) for t in call.outputs]
@@ -1008,10 +992,7 @@ class FieldReport:
         name: str,  # a layer's name
     ) -> LayerField:  # its record
         "The record of one layer."
-        records = {layer.name: layer for layer in self.layers}
-        if name not in records:
-            raise FieldError(f"model {self.model!r} has no layer {name!r}: expected one of {', '.join(records)}")
-        return records[name]
+        return record_named(self.layers, name, self.model, FieldError)
 
     def to_frame(self):  # `pandas.DataFrame`, one row a layer, indexed by its name; tuples are (height, width)
         "The report as a data frame."
@@ -1111,44 +1092,13 @@ def receptive_field(
         if field is not None and field.misfit:
             warnings.append(f"the paths that meet in {call.name!r} do not align: {field.misfit}")
         if field is not None and not field.exact and _rule_for(call) is None:
-            warnings.append(f"layer {call.name!r} is a {call.kind} that has no rule: from there on fields are upper bounds")
+            warnings.append(f"layer {call.name!r} is a {call.kind} that has no rule: from there on fields are upper bounds, so {_HOW}")
     return FieldReport(model.name, image, records, warnings)
 
 
 def _is_registered(layer) -> bool:
     "Has a user given a rule for this layer?"
     return any(parent in _REGISTERED for parent in type(layer).__mro__)
-
-# %% ../nbs/05_receptive_field.ipynb #b4f1e082
-def _gradient(
-    score,  # function of a batch of images that returns one number, in Keras operations
-    images: np.ndarray,  # where to differentiate
-) -> np.ndarray:  # same shape as `images`
-    "The derivative of `score` with respect to every pixel, by the backend that Keras runs on."
-    import keras
-
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        def gradient(pixels):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(pixels)
-                value = score(pixels)
-            return tape.gradient(value, pixels)
-
-        pixels = tf.convert_to_tensor(images)  # as a graph, so that gradients of the weights, which nobody wants, are left out
-        return tf.function(gradient, autograph=False).get_concrete_function(pixels)(pixels).numpy()
-    if backend == "torch":
-        import torch
-
-        pixels = keras.ops.convert_to_tensor(images).detach().requires_grad_()
-        return torch.autograd.grad(score(pixels), pixels)[0].cpu().numpy()
-    if backend == "jax":
-        import jax
-
-        return np.asarray(jax.grad(score)(images))
-    raise FieldError(f"Keras runs on {backend}, which has no gradients: set KERAS_BACKEND to tensorflow, jax or torch")
 
 # %% ../nbs/05_receptive_field.ipynb #f812d1b0
 def effective_field(
@@ -1171,7 +1121,7 @@ def effective_field(
     unit = unit or tuple(count // 2 for count in record.positions)
     place = (slice(None), *(slice(None) if axis is None else unit[axis] for axis in record._dims[1:]))
     part = keras.Model(model.inputs, model.get_layer(layer).output)
-    gradient = np.abs(_gradient(lambda batch: keras.ops.sum(part(batch)[place]), images))
+    gradient = np.abs(gradient_of(lambda batch: keras.ops.sum(part(batch)[place]), images, FieldError))
     axes = _image_dims(model_graph(model, images.shape[1:], opaque=_is_registered), 0)
     return gradient.mean(axis=0).sum(axis=tuple(dim - 1 for dim in range(1, gradient.ndim) if dim not in axes))
 

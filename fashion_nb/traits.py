@@ -129,6 +129,7 @@ FUNCTION_FAMILIES: dict[str, frozenset[str]] = {name: _kinds(words, "ops.") for 
     "checked reduction": (
         "CountNonzero Nanargmax Nanargmin Nanmax Nanmean Nanmin Nanprod Nanstd Nansum Nanvar"
     ),
+    "statistic": "Mean Std Var",
     "softmax function": "LogSoftmax Softmax Sparsemax",
     "normalizing function": "LayerNorm Normalize RMSNorm",
     "convolving function": "Conv DepthwiseConv SeparableConv",

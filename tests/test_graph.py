@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from fashion_nb.graph import GraphError, layer_calls, model_graph
+from fashion_nb.graph import GraphError, model_graph
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,14 @@ def keras():
 
 
 def names(model, **options):
-    return [call.name for call in layer_calls(model, **options)]
+    return [call.name for call in model_graph(model, **options).calls]
 
 
 def test_sequential_equals_keras_list(keras):
     from fashion_nb.models import build_model
 
     model = build_model("stride_2")
-    calls = list(layer_calls(model))
+    calls = model_graph(model).calls
     assert [call.name for call in calls] == [layer.name for layer in model.layers]
     assert [call.output_shape for call in calls] == [layer.output.shape[1:] for layer in model.layers]
     assert [call.parents for call in calls] == [(), *((index,) for index in range(len(calls) - 1))]
@@ -52,14 +52,14 @@ def test_dictionary_of_inputs_reaches_a_nested_model_in_the_right_order(keras):
     inner = keras.Model({"a": a, "b": b}, keras.layers.Subtract(name="minus")([a, b]), name="inner")
     first, second = keras.Input((3,)), keras.Input((3,))
     outer = keras.Model([first, second], inner({"b": first, "a": second}))
-    (call,) = layer_calls(outer)
+    (call,) = model_graph(outer).calls
     assert [tensor.producer for tensor in call.inputs] == [-2, -1]
 
 
 def test_nested_model_on_another_size_than_it_was_made_for(keras):
     inner = keras.Sequential([keras.Input((None, None, 2)), keras.layers.Conv2D(4, 3, strides=2, name="conv")], name="inner")
     image = keras.Input((9, 17, 2))
-    assert [call.output_shape for call in layer_calls(keras.Model(image, inner(image)))] == [(4, 8, 4)]
+    assert [call.output_shape for call in model_graph(keras.Model(image, inner(image))).calls] == [(4, 8, 4)]
 
 
 def test_fixed_batch_gives_way_to_the_one_asked_for(keras):
@@ -122,7 +122,7 @@ def test_layer_that_cannot_be_followed_stays_one_call(keras):
 
     start = keras.Input((4,))
     model = keras.Model(start, Secretive(name="secretive")(start))
-    assert [(call.name, call.kind) for call in layer_calls(model)] == [("secretive", "Secretive")]
+    assert [(call.name, call.kind) for call in model_graph(model).calls] == [("secretive", "Secretive")]
 
 
 @pytest.mark.parametrize("thing", [None, 3, "model.keras", object(), np.zeros(3)])
@@ -144,7 +144,7 @@ def test_bad_sizes_are_one_sentence(keras):
 
 BACKENDS = """
     import keras, numpy as np
-    from fashion_nb.graph import layer_calls
+    from fashion_nb.graph import model_graph
     layers, ops = keras.layers, keras.ops
 
     class Block(layers.Layer):
@@ -159,7 +159,7 @@ BACKENDS = """
     image = keras.Input((None, None, 4))
     features = layers.GlobalAveragePooling2D(name="all")(Block()(layers.ZeroPadding2D(1, name="pad")(image)))
     model = keras.Model(image, ops.reshape(features, (-1, 2)))
-    print([(call.name, call.kind, call.output_shape, call.parents) for call in layer_calls(model, (6, 6, 4))])
+    print([(call.name, call.kind, call.output_shape, call.parents) for call in model_graph(model, (6, 6, 4)).calls])
 """
 
 

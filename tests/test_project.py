@@ -20,7 +20,7 @@ PACKAGE = ROOT / "fashion_nb"
 BIN = Path(sys.executable).parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ORDER = (
-    "data", "explore", "blocks", "models", "graph", "schedule", "arithmetic", "bug_for_bug", "cost", "receptive_field", "oracles", "augment", "settings",
+    "interrupt", "data", "explore", "blocks", "models", "graph", "traits", "schedule", "arithmetic", "bug_for_bug", "cost", "gradient", "receptive_field", "oracles", "augment", "settings",
     "runs", "fast", "distil", "train", "many", "evaluate", "compare", "predict", "store", "experiments", "frontier", "reduce", "cli",
 )  # fmt: skip
 HEAVY = {"tensorflow", "keras", "torch", "jax"}
