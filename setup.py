@@ -10,6 +10,9 @@ parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 EXTRAS = ("dev", "gpu", "jax", "dask", "torch")
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
+HEADLINES = (  # of these stored runs pip installs the answers, too: what the README speaks of; all others' stay in the repository
+    "budget_1m/*", "budget_2m/*", "budget_5m/*", "budget_31m/*", "defaults/*", "fashon_recipe/stride_2-*", "record/long-*",
+)
 
 setup(
     name=settings["lib_name"],
@@ -29,7 +32,12 @@ setup(
         *(f"Programming Language :: Python :: {version}" for version in SUPPORTED),
     ],
     packages=find_packages(include=["fashion_nb", "fashion_nb.*"]),
-    package_data={"fashion_nb": ["templates/*", "results/*", "results/*/*", "pretrained/*"]},
+    package_data={
+        "fashion_nb": [
+            *("templates/*", "pretrained/*", "results/*.json", "results/*/*.json", "results/teachers/*"),
+            *(f"results/{runs}.npz" for runs in HEADLINES),
+        ]
+    },
     python_requires=f">={SUPPORTED[0]},<3.14",
     install_requires=settings["requirements"].split(),
     extras_require={extra: settings[f"{extra}_requirements"].split() for extra in EXTRAS},

@@ -6,7 +6,7 @@
 __all__ = ['SMALLEST', 'SPLITS', 'PUBLISHED', 'PUBLISHED_ACCURACY', 'EvaluateError', 'wilson_interval', 'class_scores',
            'negative_log_likelihood', 'brier_score', 'Calibration', 'calibration', 'Evaluation', 'score', 'to_half',
            'from_half', 'load_evaluation', 'run_split', 'evaluate', 'plot_confusion', 'mistakes', 'plot_mistakes',
-           'plot_reliability', 'results_table', 'accuracy_table', 'stored_evaluations']
+           'plot_reliability', 'results_table', 'accuracy_table']
 
 # %% ../nbs/08_evaluate.ipynb #efc60270
 import io
@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from html import escape
-from importlib import resources
 from pathlib import Path
 from statistics import NormalDist
 
@@ -800,24 +799,3 @@ def accuracy_table(
     keys = zip(table.model, table.augmentation)
     table["published"] = [PUBLISHED_ACCURACY.get(key, np.nan) if published else np.nan for key in keys]
     return table.astype({"epochs": "Int64"})
-
-# %% ../nbs/08_evaluate.ipynb #4f242f2e
-def stored_evaluations(
-    data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only the labels of its test split are used
-    folder: Path | str | None = None,  # None takes the results that come with the package
-) -> dict[str, Evaluation]:  # by the name of the file, for instance 'stride_2-seed0'; the record is in the details
-    "Evaluate kept runs again, from their probabilities; a file that is damaged raises `EvaluateError`."
-    folder = resources.files("fashion_nb").joinpath("results") if folder is None else Path(folder).expanduser()
-    files = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
-    labels, found = (load_fashion_mnist() if data is None else data).test.labels, {}
-    for name in sorted(name for name in files if "-seed" in name and f"{name[:-5]}.npz" in files and name.endswith(".json")):
-        try:
-            record = json.loads(files[name].read_text(encoding="utf-8"))
-            with np.load(io.BytesIO(files[f"{name[:-5]}.npz"].read_bytes())) as arrays:
-                one = score(labels, from_half(arrays["probabilities"]), record["config"]["model"], {"split": "test", **record})
-            if one.right != record["metrics"]["right"]:
-                raise EvaluateError(f"{one.right} answers are right, but its record says {record['metrics']['right']}")
-        except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile, EvaluateError) as error:
-            raise EvaluateError(f"the stored result {name} cannot be used ({error}): restore it, or remove it") from None
-        found[name[:-5]] = one
-    return found
