@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MOST_PIXELS', 'FEWEST', 'SUFFIXES', 'LARGEST_SIDE', 'CLOSE', 'FALSE_ALARMS', 'MOST_BYTES', 'HELD_OUT',
-           'PredictError', 'Step', 'prepare', 'Novelty', 'fit_novelty', 'ship', 'shipped_details', 'load_shipped',
-           'load_novelty', 'ship_weights', 'pretrained_names', 'check_pretrained', 'load_pretrained', 'Prediction',
-           'predict', 'plot_steps', 'Predictions', 'predict_files']
+           'PredictError', 'Step', 'prepare', 'Novelty', 'fit_novelty', 'ship', 'shipped_details', 'load_novelty',
+           'ship_weights', 'pretrained_names', 'check_pretrained', 'load_pretrained', 'Prediction', 'predict',
+           'plot_steps', 'Predictions', 'predict_files']
 
 # %% ../nbs/08_predict.ipynb #68c45bbf
 import functools
@@ -390,26 +390,35 @@ def _with_weights(
     return model
 
 
+def _about(
+    run,  # a finished `Run`
+    note: str,  # a sentence on the weights
+) -> dict:  # JSON-ready
+    "What is kept of the run whose weights are shipped."
+    return {
+        "model": run.config.model,
+        "config": asdict(run.config),
+        "history": json.loads(run.history.to_json(orient="records")),
+        "record": run.record,
+        "note": f"weights are float16; {note}",
+    }
+
+
 def ship(
     run,  # a finished `Run`: `model()`, `config`, `history` and `record` are read
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; its test split is not touched
     folder: Path | str | None = None,  # None writes into the package itself
-    held_out: int = HELD_OUT,  # training images that calibrate the novelty score; the others make its clouds
+    held_out: int = HELD_OUT,  # training images that calibrate the novelty score
 ) -> Path:  # the folder, with model.npz, model.json and novelty.npz
-    "Make the shipped network and its calibrated novelty score from a run; more than 1 MB raises `PredictError`."
-    config, folder, weights = asdict(run.config), _pretrained(folder), _half_weights(run)
+    "Make the shipped network and its novelty score from a run; `PredictError` if it is too large."
+    folder, weights = _pretrained(folder), _half_weights(run)
     data = load_fashion_mnist() if data is None else data
     novelty = fit_novelty(*split_validation(data.train, held_out, seed=0)).to_bytes()
     files = {"model.npz": weights, "novelty.npz": novelty}
-    details = {
-        "model": config["model"],
-        "model_options": config.get("model_options", {}),
-        "config": config,
-        "history": json.loads(run.history.to_json(orient="records")),
-        "record": run.record,
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        "note": "weights are float16; trained and calibrated on the training split alone, the test split was not used",
-    }
+    details = _about(
+        run, "trained and calibrated on the training split alone, the test split was not used"
+    )
+    details["sha256"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     for name, content in (files | {"model.json": json.dumps(details, indent=1) + "\n"}).items():
         write_atomically(folder / name, content)
     return folder
@@ -417,7 +426,7 @@ def ship(
 # %% ../nbs/08_predict.ipynb #c88fbd3d
 def shipped_details(
     folder: Path | str | None = None,  # None is the package's own
-) -> dict:  # model, model_options, config, history, record, sha256, note
+) -> dict:  # model, config, history, record, sha256, note
     "What is known of the shipped network; missing or damaged files raise `PredictError`."
     folder = _pretrained(folder)
     remedy = "install the package again, or make them with fashion_nb.predict.ship"
@@ -431,14 +440,6 @@ def shipped_details(
     return details
 
 # %% ../nbs/08_predict.ipynb #33d4a4ca
-def load_shipped(
-    folder: Path | str | None = None,  # None is the package's own
-):  # a Keras model, from (N, 28, 28, 1) pixels 0..255 to (N, 10) probabilities, not compiled
-    "Build the shipped network with its trained weights; needs neither data nor training."
-    details = shipped_details(folder)
-    return _with_weights(build_model(details["model"], **details["model_options"]), _pretrained(folder) / "model.npz")
-
-
 def load_novelty(
     folder: Path | str | None = None,  # None is the package's own
 ) -> Novelty:
@@ -460,14 +461,8 @@ def ship_weights(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
         raise PredictError(f"{name!r} cannot name a network: expected small letters, digits and _, such as 'budget_2m'")
     weights = _half_weights(run)
-    details = {
-        "model": run.config.model,
-        "config": asdict(run.config),
-        "history": json.loads(run.history.to_json(orient="records")),
-        "record": run.record,
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "note": "weights are float16; trained on the training split alone",
-    }
+    details = _about(run, "trained on the training split alone")
+    details["sha256"] = hashlib.sha256(weights).hexdigest()
     folder = _pretrained(folder)
     write_atomically(folder / f"{name}.npz", weights)
     write_atomically(folder / f"{name}.json", json.dumps(details, indent=1) + "\n")
@@ -490,23 +485,32 @@ def check_pretrained(
         raise PredictError(f"no network {name!r} comes with the package: expected one of {', '.join(known) or 'none yet'}")
 
 
-def load_pretrained(
-    name: str | None = None,  # one of `pretrained_names()`; None is the network that `predict` takes by itself
-    folder: Path | str | None = None,  # None is the package's own
-):  # a Keras model, from (N, 28, 28, 1) pixels 0..255 to (N, 10) probabilities, not compiled
-    "Build a network that comes with the package, with its trained weights; an unknown name raises `PredictError`."
-    if name is None:
-        return load_shipped(folder)
+def _named_details(
+    name: str,  # one of `pretrained_names()`
+    folder: Path | str | None,  # None is the package's own
+) -> dict:  # as `shipped_details`, but of one network without a novelty score
+    "What is known of a named network; missing or damaged files raise `PredictError`."
     check_pretrained(name, folder)
     path = _pretrained(folder) / f"{name}.npz"
     try:
         details = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != details["sha256"]:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != details["sha256"]:
             raise ValueError("its two files do not belong together")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PredictError(f"the network {name!r} cannot be read ({error}): install the package again") from None
-    return _with_weights(build_model(details["model"]), path)
+        raise PredictError(
+            f"the network {name!r} cannot be read ({error}): install the package again"
+        ) from None
+    return details
+
+
+def load_pretrained(
+    name: str | None = None,  # one of `pretrained_names()`; None: the one that `predict` takes
+    folder: Path | str | None = None,  # None is the package's own
+):  # a Keras model, from (N, 28, 28, 1) pixels 0..255 to (N, 10) probabilities, not compiled
+    "Build a network of the package with its trained weights; `PredictError` if there is none."
+    details = shipped_details(folder) if name is None else _named_details(name, folder)
+    weights = _pretrained(folder) / f"{'model' if name is None else name}.npz"
+    return _with_weights(build_model(details["model"]), weights)
 
 # %% ../nbs/08_predict.ipynb #2e043ff2
 def _warning(

@@ -13,7 +13,7 @@ from PIL import Image
 from fashion_nb import predict as module
 from fashion_nb.data import CLASS_NAMES
 from fashion_nb.predict import (
-    FALSE_ALARMS, PredictError, load_novelty, load_shipped, predict, predict_files, prepare, pretrained_names, shipped_details,
+    FALSE_ALARMS, PredictError, load_novelty, load_pretrained, predict, predict_files, prepare, pretrained_names, shipped_details,
 )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_the_shipped_network_is_small_and_good(data):
         assert sum((folder / f"{name}.{kind}").stat().st_size for kind in ("npz", "json")) < 1_000_000
     details = shipped_details()
     assert details["history"] and details["record"]["data"]["train_sha256"] and "test split was not used" in details["note"]
-    found = module._ask(load_shipped(), data.test.images[:2_000, ..., 0]).argmax(axis=1)
+    found = module._ask(load_pretrained(), data.test.images[:2_000, ..., 0]).argmax(axis=1)
     assert (found == data.test.labels[:2_000]).mean() > 0.93
 
 
@@ -226,9 +226,9 @@ def test_damaged_shipped_files_are_noticed(name, tmp_path):
     for path in module._pretrained().iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-20])
-    for load in (load_shipped, load_novelty, shipped_details):
+    for load in (load_pretrained, load_novelty, shipped_details):
         with pytest.raises(PredictError, match="install the package again"):
-            load(tmp_path)
+            load(folder=tmp_path)
 
 
 def test_importing_it_is_light():
