@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -215,87 +216,96 @@ MIRRORS = (
 )
 
 
-def _resume(
-    url: str,  # what to fetch
-    part: Path,  # the part that is there already, and grows
-) -> None:  # nothing: `part` is whole afterwards, or an OSError says why not
-    "Append to `part` what is missing of `url`, with a progress bar on a terminal."
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    from tqdm import tqdm
-
-    have = part.stat().st_size if part.exists() else 0
-    try:
-        answer = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30)
-    except HTTPError as error:
-        if error.code == 416:  # there is nothing after this part: it is no part of this file, so start over
-            part.unlink()
-        raise
-    with answer:
-        if answer.status != 206:  # the host does not resume: start over
-            have = 0
-        total = have + int(answer.headers.get("Content-Length", 0))
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
-        with open(part, "ab" if have else "wb") as stream, bar:
-            while block := answer.read(1 << 16):
-                stream.write(block)
-                bar.update(len(block))
-    if part.stat().st_size < total:
-        raise ConnectionError(f"the connection broke after {part.stat().st_size:,} of {total:,} bytes")
-
-# %% ../nbs/00_data.ipynb #4b69135d
 def _fetch(
     url: str,  # of the packed file
-    part: Path,  # where it is gathered
     target: Path,  # where it belongs, decompressed
     file: IdxFile,  # what it has to be
-) -> None:
-    "Fetch, check, unpack and move into place; a wrong content is thrown away, so that the next try starts afresh."
-    _resume(url, part)
-    packed = part.rename(part.with_suffix(""))
+) -> None:  # nothing: `target` is there afterwards, or an OSError or `DataError` says why not
+    "Fetch into a folder of its own, check, unpack and move into place; the folder is gone afterwards."
+    from tqdm import tqdm
+
+    with warnings.catch_warnings():  # in a notebook, its import asks for widgets that are not used
+        warnings.simplefilter("ignore")
+        import pooch
+
+    folder = target.with_name(f"{target.name}.download")
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed process has left
+    folder.mkdir()
+    bar = tqdm(total=file.size, unit="B", unit_scale=True, desc=file.name, disable=None)
     try:
+        packed = folder / f"{file.name}.gz"
+        downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=30)
+        downloader(url, str(packed), None)
         content = read_content(packed, file)
         check_content(content, file, url)
         write_atomically(target, content)
         _remember(target)
     finally:
-        packed.unlink(missing_ok=True)
+        bar.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/00_data.ipynb #71423b26
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # another try would not help
+
+
+def _reason(
+    error: Exception,  # why a fetch failed
+) -> str:  # in a few words
+    "The innermost cause: what fetches over a network wraps it several times."
+    if isinstance(error, DataError):
+        return str(error)
+    if (answer := getattr(error, "response", None)) is not None:
+        return f"the host answers {answer.status_code} {answer.reason}"
+    inner = error
+    while inner is not None:
+        error, told = inner, (*inner.args, getattr(inner, "reason", None))
+        inner = next((each for each in reversed(told) if isinstance(each, Exception)), None)
+    return " ".join(str(error).rsplit(": ", 1)[-1].split()) or type(error).__name__
+
+
+def _try_in_turn(
+    file: IdxFile,  # which of the four
+    target: Path,  # where it belongs
+    mirrors: tuple[str, ...],  # base addresses
+    tries: int,  # in all
+    pause: float,  # seconds before the second try; doubled each time
+) -> None:  # nothing: `target` is there, or `DownloadError`, or an OSError where the disk is at fault
+    "Ask one mirror after the other."
+    problem = "nothing was tried"
+    for attempt in range(tries):
+        time.sleep(pause * 2 ** (attempt - 1) if attempt else 0)
+        try:
+            return _fetch(mirrors[attempt % len(mirrors)] + f"{file.name}.gz", target, file)
+        except (OSError, DataError) as error:
+            if getattr(error, "errno", None) in _NO_ROOM:
+                raise
+            problem = _reason(error)
+    raise DownloadError(
+        f"{file.name} could not be fetched from {' or '.join(mirrors)} ({problem}): check the "
+        "network, install Debian's package dataset-fashion-mnist, or set FASHION_NB_DATA to a "
+        "folder that has it"
+    )
+
+
 def download(
     file: IdxFile,  # which of the four
     mirrors: tuple[str, ...] = MIRRORS,  # base addresses, tried in turn
     tries: int = 4,  # in all
     pause: float = 0.5,  # seconds before the second try; doubled each time
 ) -> Path:  # the verified, decompressed file in the cache
-    "Fetch one file into the cache, safely beside other processes; failing that raises `DownloadError`."
-    from http.client import HTTPException
-
+    "Fetch one file into the cache, safely beside other processes; or raise `DownloadError`."
     from filelock import FileLock
 
-    target, part = cache_folder() / file.name, cache_folder() / f"{file.name}.gz.part"
+    target = cache_folder() / file.name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_folder() / f"{file.name}.lock"):
-            for attempt in range(0 if target.exists() else tries):
-                time.sleep(pause * 2 ** (attempt - 1) if attempt else 0)
-                try:
-                    _fetch(mirrors[attempt % len(mirrors)] + f"{file.name}.gz", part, target, file)
-                    break
-                except (OSError, HTTPException, DataError) as error:
-                    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                        raise
-                    problem = error
-            else:
-                if not target.exists():
-                    raise DownloadError(
-                        f"{file.name} could not be fetched from {' or '.join(mirrors)} ({problem}): check the network, "
-                        "install Debian's package dataset-fashion-mnist, or set FASHION_NB_DATA to a folder that has it"
-                    )
+            if not target.exists():
+                _try_in_turn(file, target, mirrors, tries, pause)
     except OSError as error:
         raise DownloadError(
-            f"{target} cannot be written ({error.strerror}): make room, or set XDG_CACHE_HOME to another folder"
+            f"{target} cannot be written ({error.strerror}): make room, or set XDG_CACHE_HOME to "
+            "another folder"
         ) from None
     return target
 
@@ -307,7 +317,6 @@ def _debian_package(
     folder: Path,  # an empty folder
 ) -> Path:  # the folder in it that holds the four packed files
     "Download Debian's package and unpack it; where that is not possible, `DownloadError` says why."
-    import shutil
     import subprocess
 
     package = "dataset-fashion-mnist"
