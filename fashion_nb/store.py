@@ -112,7 +112,9 @@ def unpack_answers(
     try:
         with np.load(io.BytesIO(content)) as arrays:
             if "probabilities" in arrays:
-                answers = from_half(arrays["probabilities"].astype(np.float16, casting="safe"))
+                half = arrays["probabilities"].astype(np.float16, casting="safe")
+                _check_answers(half.astype(np.float32))
+                answers = from_half(half)
             else:
                 answers = _from_roots(arrays["winners"], arrays["roots"])
         _check_answers(answers)

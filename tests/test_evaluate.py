@@ -31,7 +31,6 @@ from fashion_nb.evaluate import (
     results_table,
     run_split,
     score,
-    stored_evaluations,
     to_half,
 )
 from fashion_nb.runs import load_run
@@ -456,57 +455,7 @@ def test_a_run_that_is_still_training_is_not_shown_the_test_images(run, data):
     assert evaluate(run.folder, data=data).details["test_opened"] == 1  # killed: its process is gone
 
 
-# Stored results and tables
-
-
-def test_the_stored_results_of_the_package():
-    from fashion_nb.data import load_fashion_mnist
-
-    stored = stored_evaluations(load_fashion_mnist())
-    assert {f"stride_{stride}-seed{seed}" for stride in (1, 2) for seed in range(3)} <= set(stored)
-    for one in stored.values():
-        assert one.total == 10_000 and one.details["metrics"]["right"] == one.right and 0.8 < one.hit_rate < 1
-        assert 0 < one.calibration(adaptive=True).error < 0.2 and 0.1 < one.negative_log_likelihood < 1
-
-
-@pytest.fixture
-def kept(some, tmp_path):
-    "A folder with one stored result, and the data that it is about."
-    folder = tmp_path / "results"
-    folder.mkdir()
-    np.savez_compressed(folder / "mine-seed0.npz", probabilities=to_half(some.probabilities))
-    record = {"config": {"model": "mine", "seed": 0, "epochs": 2}, "metrics": {"right": some.right}}
-    (folder / "mine-seed0.json").write_text(json.dumps(record))
-    (folder / "learning_rate.json").write_text("{}")
-    (folder / "other-seed0.json").write_text("{}")  # no probabilities: not a stored run
-    images = np.zeros((len(some.labels), 28, 28, 1), np.uint8)
-    return folder, FashionMNIST(Split(images, some.labels), Split(images, some.labels.astype(np.uint8)), "made", tmp_path)
-
-
-def test_stored_results_of_another_folder(kept, some):
-    folder, data = kept
-    stored = stored_evaluations(data, folder)
-    assert list(stored) == ["mine-seed0"] and stored["mine-seed0"].model == "mine"
-    assert stored["mine-seed0"].confusion.tolist() == some.confusion.tolist()
-    assert stored_evaluations(data, folder / "nowhere") == {}
-
-
-@pytest.mark.parametrize("name, content", [("json", b""), ("json", b"{}"), ("json", b"[]"), ("npz", b""), ("npz", b"PK\x03\x04"), ("npz", None)])
-def test_damaged_stored_results(kept, name, content):
-    folder, data = kept
-    if content is None:
-        np.savez_compressed(folder / "mine-seed0.npz", probabilities=np.full((3, 10), 0.1, np.float16))
-    else:
-        (folder / f"mine-seed0.{name}").write_bytes(content)
-    with pytest.raises(EvaluateError, match="the stored result mine-seed0.json cannot be used"):
-        stored_evaluations(data, folder)
-
-
-def test_stored_results_that_contradict_their_record(kept, some):
-    folder, data = kept
-    other = replace(data, test=Split(data.test.images, (data.test.labels + 1) % 10))
-    with pytest.raises(EvaluateError, match=f"but its record says {some.right}"):
-        stored_evaluations(other, folder)
+# Tables
 
 
 def test_accuracy_table_keeps_configurations_apart(some):

@@ -22,7 +22,7 @@ import fashion_nb.store
 import fashion_nb.train
 from fashion_nb.cli import cli, run
 from fashion_nb.data import FashionNbError
-from fashion_nb.experiments import GRIDS, ExperimentError, Grid, gains, grid_configs, grid_table, plot_grid, plot_scale, run_grid
+from fashion_nb.experiments import GRIDS, ExperimentError, Grid, gains, grid_configs, grid_from_file, grid_runs, grid_table, plot_grid, plot_scale, run_grid
 from fashion_nb.models import build_model
 from fashion_nb.runs import list_runs
 from fashion_nb.settings import TrainConfig, TrainError
@@ -97,7 +97,7 @@ class Trainings:
 
 # What the runs of a grid differ in, besides the seed: what its question is about, and nothing else.
 VARIED = {
-    "published_nets": {"model"}, "fashon_recipe": {"model"}, "published_short": {"augmentation", "batch_size", "model"},
+    "published_nets": {"model"}, "defaults": {"model"}, "fashon_recipe": {"model"}, "published_short": {"augmentation", "batch_size", "model"},
     "published_recipe": {"augmentation", "batch_size", "epochs", "model", "precision"}, "augmentation": {"augmentation"},
     "normalisation": {"model"}, "filters": {"model"}, "dense": {"model"}, "epochs": {"epochs"}, "optimizer": {"learning_rate", "optimizer"},
     "ablation": {"augmentation", "average", "label_smoothing", "model", "optimizer", "schedule", "teacher", "warmup_epochs"},
@@ -143,6 +143,96 @@ def test_an_unknown_grid():
         grid_configs("none")
     with pytest.raises(ExperimentError):
         run_grid("none")
+
+
+# Grids in files
+
+YAML = """
+question: Does the rate matter?
+base: {model: conv8/4 conv8/2 flat, epochs: 2, batch_size: 50, validation_size: 40}
+rows:
+  slow: {learning_rate: 1e-3}
+  fast:
+    learning_rate: 0.01
+seeds: 2
+"""
+
+
+def written(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder / name
+
+
+def test_a_grid_from_yaml_or_json_is_the_grid_written_in_python(tmp_path):
+    assert grid_from_file(written(tmp_path, "mine.yaml", YAML)) == ("mine", GRID) and grid_from_file(written(tmp_path, "x.YML", YAML + "name: other")) == ("other", GRID)
+    as_json = json.dumps({"question": GRID.question, "base": TINY, "rows": GRID.rows, "seeds": 2}, indent="\t")
+    assert grid_from_file(str(written(tmp_path, "also_mine.json", as_json))) == ("also_mine", GRID)
+    assert grid_runs(str(tmp_path / "mine.yaml")) == GRID.configs("mine") and grid_runs("tried") == grid_configs("tried") == GRID.configs("tried")
+    name, least = grid_from_file(written(tmp_path, "least.yml", "rows: {default: }"))
+    assert least.configs(name) == {f"least/default-seed{seed}": TrainConfig(seed=seed) for seed in range(3)}
+    assert grid_from_file(written(tmp_path, "again.yaml", "base: &all {epochs: 2}\nrows: {a: {<<: *all, seed: 1}, b: {}}".replace(", seed: 1", ", batch_size: 9")))[1].rows["a"] == {"epochs": 2, "batch_size": 9}
+
+
+FILES = {
+    "cut.yaml": ("rows: [a", "it is not YAML: .* in line 1"),
+    "tab.yaml": ("rows:\n\ta: {}", "it is not YAML: .* in line 2"),
+    "object.yaml": ("!!python/object/apply:os.getcwd []", "it is not YAML: could not determine a constructor"),
+    "cut.json": ("{", "it is not JSON: "),
+    "deep.json": ("[" * 100_000, "recursion"),
+    "bytes.yaml": (b"\xff\xfe\xff", "."),
+    "empty.yaml": ("", "it is empty: expected rows, and perhaps name, question, base and seeds"),
+    "list.json": ("[]", "it is a list: expected rows"),
+    "norows.yaml": ("base: {epochs: 2}", "it has the parts base: expected rows"),
+    "more.yaml": ("rows: {a: {}}\nseed: 2", "it has the parts rows, seed: expected rows"),
+    "emptyrows.yaml": ("rows: {}", "its rows cannot be used: expected at least one name"),
+    "listed.yaml": ("rows: [a, b]", "its rows cannot be used"),
+    "bool.yaml": ("rows: {on: {epochs: 2}}", "its rows cannot be used: .*in quotes"),
+    "value.yaml": ("rows: {a: 3}", "its rows cannot be used"),
+    "twice.yaml": ("rows: {a: {epochs: 1}, a: {epochs: 2}}", "'a' stands in it twice"),
+    "twice.json": ('{"rows": {"a": {"epochs": 1, "epochs": 2}}}', "'epochs' stands in it twice"),
+    "nothing.yaml": ("rows: {a: {}}\nbase:", "base is None: expected settings"),
+    "question.yaml": ("rows: {a: {}}\nquestion: 3", "question is 3: expected a text"),
+    "named.yaml": ("rows: {a: {}}\nname: 3", "name is 3: expected a text"),
+    **{f"seeds{k}.yaml": (f"rows: {{a: {{}}}}\nseeds: {value}", "seeds is .*: expected how many") for k, value in enumerate(("0", "-1", "1.5", "yes", "[1]", "'3'", ""))},
+    "field.yaml": ("rows: {a: {epoch: 3}}", "in the row 'a' the configuration has the unknown field epoch"),
+    "setting.yaml": ("base: {epochs: ten}\nrows: {a: {}}", "in the row 'a' epochs is 'ten'"),
+    "model.yaml": ("rows: {a: {}, b: {model: resnet}}", "in the row 'b' model is 'resnet'"),
+    "date.yaml": ("rows: {a: {epochs: 2020-01-01}}", "in the row 'a' epochs is '2020-01-01'"),
+    "seeded.yaml": ("rows: {a: {seed: 1}}", "the row 'a' sets the seed: expected 'seeds'"),
+    "same.yaml": ("rows: {a: {}, b: {epochs: 6}}", "the rows 'a' and 'b' have the same settings"),
+    "row.yaml": ("rows: {Small One: {}}", "'row/Small One-seed0' cannot name a stored result"),
+    "My Grid.yaml": ("rows: {a: {}}", "'My Grid/a-seed0' cannot name a stored result"),
+    "optimizer.yaml": ("rows: {a: {}}", "the name 'optimizer' is taken"),
+    "teachers.yaml": ("rows: {a: {}}", "the name 'teachers' is taken"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_grid_is_refused_in_one_sentence(name, tmp_path):
+    content, complaint = FILES[name]
+    path = written(tmp_path, name, content)
+    for ask in (grid_from_file, lambda path: grid_runs(str(path)), lambda path: run_grid(str(path), tmp_path / "store", tmp_path / "runs", data=made_data())):
+        with pytest.raises(ExperimentError, match=f"^{re.escape(str(path))} cannot be used as a grid: .*{complaint}") as error:
+            ask(path)
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    for name, why in (("none.json", "No such file"), ("folder.yaml", "Is a directory")):
+        with pytest.raises(ExperimentError, match=f"{name} cannot be used as a grid: {why}"):
+            grid_runs(str(tmp_path / name))
+    with pytest.raises(ExperimentError, match="there is no grid 'mine.toml': expected one of published_nets, .*, or a file of your own that ends in .json, .yaml, .yml"):
+        grid_runs("mine.toml")
+
+
+def test_the_grid_of_a_file_is_trained_and_stored(whole, tmp_path):
+    "From the trainings of the same settings, which are not repeated."
+    shutil.copytree(whole[0] / "runs", tmp_path / "runs")
+    found = run_grid(str(written(tmp_path, "mine.yaml", YAML)), tmp_path / "store", tmp_path / "runs", data=made_data(), progress=False)
+    assert stored(tmp_path) == sorted(found) == sorted(name.replace("tried", "mine") for name in NAMES)
+    assert [record.config for record in found.values()] == list(GRID.configs("mine").values())
 
 
 # Running one
@@ -441,6 +531,7 @@ BAD = [
     (["leaderboard", "tried", "more"], "unexpected extra argument"),
     (["reproduce", "tried/none"], "there is no stored result 'tried/none': expected one of tried/fast, tried/slow"),
     (["experiments", "run", "none"], "there is no grid 'none': expected one of published_nets"),
+    (["experiments", "run", "none.yaml"], "none.yaml cannot be used as a grid: No such file or directory"),
     (["experiments", "run", "dense", "--jobs", "0"], "0 is not in the range"),
     (["experiments", "run", "dense", "--jobs", "two"], "'two' is not a valid integer"),
     (["experiments", "walk"], "No such command 'walk'"),

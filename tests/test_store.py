@@ -6,6 +6,9 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +22,8 @@ import fashion_nb.store
 from fashion_nb.cost import model_cost
 from fashion_nb.data import Split
 from fashion_nb.distil import soft_labels_hash
-from fashion_nb.evaluate import evaluate, from_half, to_half
+from fashion_nb.compare import compare
+from fashion_nb.evaluate import evaluate, from_half, score, to_half
 from fashion_nb.experiments import GRIDS
 from fashion_nb.models import build_model
 from fashion_nb.runs import data_hashes, load_run
@@ -30,11 +34,13 @@ from fashion_nb.store import (
     find_records_of,
     leaderboard,
     load_records,
+    pack_answers,
     published_points,
     reproduce,
     run_experiment,
     store_folder,
     store_run,
+    unpack_answers,
 )
 
 SMALL = TrainConfig(model="conv8/4 conv8/2 flat", epochs=2, batch_size=50, validation_size=40)
@@ -66,6 +72,7 @@ def names(folder):
 
 
 def write_answers(path, array):
+    "A file as stores had it before: two bytes a probability."
     packed = io.BytesIO()
     np.savez_compressed(packed, probabilities=array)
     path.write_bytes(packed.getvalue())
@@ -78,7 +85,7 @@ def fake(store, name, answers, config=SMALL, **changes):
     seed = int(name.rpartition("-seed")[2])
     details |= {"config": asdict(replace(config, seed=seed)), "metrics": {"images": len(answers), "right": right, "hit_rate": right / len(answers)}} | changes
     (store / name).parent.mkdir(exist_ok=True, parents=True)
-    write_answers(store / f"{name}.npz", to_half(answers.astype(np.float32)))
+    (store / f"{name}.npz").write_bytes(pack_answers(answers.astype(np.float32)))
     details["answers_sha256"] = hashlib.sha256((store / f"{name}.npz").read_bytes()).hexdigest()
     (store / f"{name}.json").write_text(json.dumps(details))
 
@@ -108,7 +115,7 @@ def test_a_record_tells_what_was_done(store, run):
 def test_the_files_are_two_and_small(store):
     assert names(store) == [f"{NAME}.json", f"{NAME}.npz"]
     with np.load(store / f"{NAME}.npz") as arrays:
-        assert arrays.files == ["probabilities"] and arrays["probabilities"].dtype == np.float16
+        assert {key: (arrays[key].dtype, arrays[key].shape) for key in arrays} == {"winners": (np.uint8, (50,)), "roots": (np.uint8, (2, 10, 50))}
     assert json.loads((store / f"{NAME}.json").read_text())["config"] == asdict(SMALL)
 
 
@@ -246,7 +253,7 @@ def test_a_run_may_be_stored_again(store, run):
 def test_answers_without_their_record_are_noticed(store, run, monkeypatch):
     "Cut off between the two files: the old record does not speak for the new answers."
     real = fashion_nb.store.write_atomically
-    monkeypatch.setattr(fashion_nb.store, "to_half", lambda answers: np.roll(to_half(answers), 1, axis=1))
+    monkeypatch.setattr(fashion_nb.store, "pack_answers", lambda answers: pack_answers(np.roll(answers, 1, axis=1)))
     monkeypatch.setattr(fashion_nb.store, "write_atomically", lambda path, content: real(path, content) if path.suffix == ".npz" else os._exit)
     store_run(run, NAME, store, made_data())
     with pytest.raises(StoreError, match="not those that were stored with it"):
@@ -280,7 +287,14 @@ def as_other_key(path):
     path.write_bytes(packed.getvalue())
 
 
+def write_roots(path, **arrays):
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    path.write_bytes(packed.getvalue())
+
+
 TENTH = np.full((50, 10), 0.1, np.float16)
+WINNERS, ROOTS = np.zeros(50, np.uint8), np.stack([np.repeat(np.uint8([[4]] + [[1]] * 9), 50, axis=1), np.zeros((10, 50), np.uint8)])
 ANSWERS = {
     "missing": Path.unlink,
     "folder": lambda path: (path.unlink(), path.mkdir()),
@@ -304,6 +318,19 @@ ANSWERS = {
     "nan": lambda path: write_answers(path, TENTH * np.float16("nan")),
     "zeros": lambda path: write_answers(path, TENTH * 0),
     "negative": lambda path: write_answers(path, np.tile(np.array([-1, 2] + [0] * 8, np.float16), (50, 1))),
+    "infinite": lambda path: write_answers(path, np.where(np.arange(10), TENTH, np.float16("inf"))),
+    "sum": lambda path: write_answers(path, TENTH * np.float16(0.9)),
+    "four bytes": lambda path: write_answers(path, TENTH.astype(np.float32)),
+    "no winners": lambda path: write_roots(path, roots=ROOTS),
+    "no roots": lambda path: write_roots(path, winners=WINNERS),
+    "too few winners": lambda path: write_roots(path, winners=WINNERS[:49], roots=ROOTS),
+    "other winners": lambda path: write_roots(path, winners=1 - WINNERS, roots=ROOTS),
+    "winner out of range": lambda path: write_roots(path, winners=WINNERS + 10, roots=ROOTS),
+    "roots too large": lambda path: write_roots(path, winners=WINNERS, roots=ROOTS * 2),
+    "roots too small": lambda path: write_roots(path, winners=WINNERS, roots=ROOTS // 2),
+    "roots of nine": lambda path: write_roots(path, winners=WINNERS, roots=ROOTS[:, :9]),
+    "one plane": lambda path: write_roots(path, winners=WINNERS, roots=ROOTS[:1]),
+    "flat roots": lambda path: write_roots(path, winners=WINNERS, roots=ROOTS.ravel()),
 }
 
 
@@ -315,6 +342,54 @@ def test_damaged_answers(damage, store):
         with pytest.raises(StoreError, match=rf"^the answers of {NAME} cannot be used \(.*\): restore {NAME}.json and .npz, or delete both and run it again$") as error:
             read()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [content for content in ANSWERS if content not in ("missing", "folder")])
+def test_answers_that_are_none_are_refused_though_their_hash_is_right(content, store):
+    path = store / f"{NAME}.npz"
+    ANSWERS[content](path)
+    details = json.loads((store / f"{NAME}.json").read_text())
+    (store / f"{NAME}.json").write_text(json.dumps(details | {"answers_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    with pytest.raises(StoreError, match=rf"^the answers of {NAME} cannot be used \(they .*\): restore {NAME}.json and .npz, or delete both and run it again$") as error:
+        leaderboard(folder=store, data=made_data())
+    assert "\n" not in str(error.value) and "stored with it" not in str(error.value)
+
+
+def test_the_roots_that_the_damages_start_from_are_sound(tmp_path):
+    write_roots(tmp_path / "sound.npz", winners=WINNERS, roots=ROOTS)
+    np.testing.assert_allclose(unpack_answers((tmp_path / "sound.npz").read_bytes()), np.tile([64 / 73] + [1 / 73] * 9, (50, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("right", [0, 19, 21])
+def test_answers_that_contradict_the_accuracy_of_their_record_are_refused(right, store):
+    fake(store, NAME, answers_with(20), metrics={"images": 50, "right": right, "hit_rate": right / 50})
+    for judge in (lambda: leaderboard(folder=store, data=made_data()), lambda: load_records(folder=store)[0].evaluation(made_data())):
+        with pytest.raises(StoreError, match=rf"^the answers of {NAME} cannot be used \(20 are right, where its record has {right}\): restore"):
+            judge()
+
+
+def test_answers_of_two_bytes_a_probability_are_still_read(store, run):
+    "As stores of before have them."
+    answers, path = evaluate(run, "test", made_data()).probabilities, store / f"{NAME}.npz"
+    write_answers(path, to_half(answers))
+    details = json.loads((store / f"{NAME}.json").read_text())
+    del details["metrics"]["calibration_error"]
+    (store / f"{NAME}.json").write_text(json.dumps(details | {"answers_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    np.testing.assert_allclose(load_records(folder=store)[0].probabilities, answers, atol=5e-4)
+    assert leaderboard(folder=store, data=made_data())["mean"][0] == details["metrics"]["hit_rate"]
+
+
+def test_where_pip_left_the_answers_out_the_record_speaks(store, monkeypatch):
+    before = leaderboard(folder=store, data=made_data())
+    monkeypatch.setattr(fashion_nb.store, "store_folder", lambda folder=None: store if folder is None else Path(folder))
+    (store / f"{NAME}.npz").unlink()
+    after = leaderboard(data=made_data())
+    assert before.recomputed.tolist() == [True] and after.recomputed.tolist() == [False]
+    assert after[["mean", "low", "high", "rates"]].equals(before[["mean", "low", "high", "rates"]])
+    np.testing.assert_allclose(after[["nll", "calibration_error"]], before[["nll", "calibration_error"]], atol=1e-6)
+    for read in (lambda record: record.probabilities, lambda record: record.evaluation(made_data())):
+        with pytest.raises(StoreError, match=f"^the answers of {NAME} are not installed: pip leaves out .*; clone the repository, .*'pip install -e .'$"):
+            read(load_records()[0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -528,7 +603,82 @@ def test_a_stored_record_of_the_package(name, data):
     assert told["negative_log_likelihood"] == pytest.approx(found.negative_log_likelihood, abs=2e-5)
     assert len(record.history) == record.config.epochs and (record.history.seconds > 0).all()
     assert record.details["seconds"] == pytest.approx(record.history.seconds.sum(), abs=0.01)
-    assert (store_folder() / f"{name}.npz").stat().st_size + (store_folder() / f"{name}.json").stat().st_size < 300_000
+    assert told["calibration_error"] == pytest.approx(found.calibration().error, abs=2e-6)
+    assert (store_folder() / f"{name}.json").stat().st_size < 20_000
+
+
+def test_the_answers_of_the_package_take_60_percent_of_what_they_took():
+    sizes = [(store_folder() / f"{name}.npz").stat().st_size for name in SHIPPED]
+    assert len(sizes) >= 290 and np.mean(sizes) <= 0.6 * 139_000  # two bytes a probability, as npz: 139 KB on average
+
+
+@pytest.mark.parametrize("name", SHIPPED[::20])
+def test_what_is_kept_of_answers_tells_the_same(name, data):
+    "Stored answers, shaken by a per cent so that no digit of them is round, before they are packed and after."
+    random, labels = np.random.default_rng(len(name)), data.test.labels
+    shaken = load_records(name.partition("/")[0])[0].probabilities.astype(np.float64)
+    shaken = np.maximum(shaken, 1e-9) * np.exp(random.normal(0, 0.01, shaken.shape))
+    before, other = (score(labels, each / each.sum(axis=1, keepdims=True)) for each in (shaken, shaken * np.exp(random.normal(0, 0.3, shaken.shape))))
+    packed = pack_answers(before.probabilities)
+    after, plain = score(labels, unpack_answers(packed)), io.BytesIO()
+    np.testing.assert_array_equal(after.predictions, before.predictions)
+    kept, asked = compare(after, other, labels), compare(before, other, labels)
+    assert (kept.table.tolist(), kept.p) == (asked.table.tolist(), asked.p) and after.right == before.right
+    for figure in (lambda one: one.negative_log_likelihood, lambda one: one.brier_score, lambda one: one.calibration().error, lambda one: one.calibration(adaptive=True).error):
+        assert abs(figure(after) - figure(before)) < 1e-3
+    assert np.abs(after.probabilities - before.probabilities).max() < 1e-3
+    np.savez_compressed(plain, probabilities=to_half(before.probabilities))
+    assert len(packed) < 0.6 * len(plain.getvalue())
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    "What pip installs: the wheel, unpacked, and compiled as pip does it."
+    root, folder = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("wheel")
+    for name in ("setup.py", "settings.ini", "README.md"):
+        shutil.copy(root / name, folder)
+    shutil.copytree(root / "fashion_nb", folder / "fashion_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    words = ("wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w", "made", ".")
+    subprocess.run([sys.executable, "-m", "pip", *words], cwd=folder, check=True, capture_output=True)
+    (wheel,) = (folder / "made").iterdir()
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "."], cwd=folder / "site", check=True)
+    return folder / "site"
+
+
+def test_what_pip_installs_is_at_most_12_megabytes(installed):
+    sizes = {path.relative_to(installed).as_posix(): path.stat().st_size for path in installed.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) <= 12_000_000
+    found = {kind: {Path(name).relative_to("fashion_nb/results").with_suffix("").as_posix() for name in sizes if name.endswith(kind) and "-seed" in name} for kind in (".json", ".npz")}
+    assert found[".json"] == set(SHIPPED)
+    groups = ("budget_1m", "budget_2m", "budget_5m", "budget_31m", "defaults")
+    assert found[".npz"] == {name for name in SHIPPED if name.startswith((*(f"{group}/" for group in groups), "fashon_recipe/stride_2-", "record/long-"))}
+
+
+def test_an_installed_package_has_its_leaderboard_and_says_which_answers_it_lacks(installed, tmp_path):
+    code = """
+import json
+from fashion_nb.data import FashionNbError
+from fashion_nb.store import leaderboard, load_records
+
+records = {record.name: record for record in load_records()}
+try:
+    records["dense/units25-seed0"].probabilities
+except FashionNbError as error:
+    said = str(error)
+tables = {group: leaderboard(group)[["row", "mean", "nll", "calibration_error", "recomputed"]].to_dict("list") for group in ("dense", "defaults")}
+print(json.dumps([len(records), records["budget_1m/best-seed0"].probabilities.shape, said, tables]))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(installed)}, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    count, shape, said, tables = json.loads(answer.stdout)
+    assert (count, shape) == (len(SHIPPED), [10_000, 10]) and list(tmp_path.iterdir()) == []
+    assert said.startswith("the answers of dense/units25-seed0 are not installed: ") and "\n" not in said
+    for group, table in tables.items():
+        here = leaderboard(group)
+        assert table["row"] == here.row.tolist() and table["mean"] == here["mean"].tolist()
+        np.testing.assert_allclose([table[key] for key in ("nll", "calibration_error")], here[["nll", "calibration_error"]].to_numpy().T, atol=1e-6)
+        assert set(table["recomputed"]) == {group == "defaults"} and here.recomputed.all()
 
 
 _HASHES = {}
