@@ -1,12 +1,16 @@
-"""Execute notebooks top to bottom, each in a Jupyter kernel of its own, and save their outputs, cleaned.
+"""Execute notebooks top to bottom, each in a Jupyter kernel of its own, and save their outputs,
+cleaned.
 
     python .ci/execute.py nbs/02_models.ipynb ...   the notebooks named
     python .ci/execute.py --all nbs/07_train.ipynb  the cells flagged slow or gpu as well
 
-A notebook is written back only when all of it ran. Cells whose flag stands in settings.ini's `tst_flags`, and cells
-with `#| eval: false`, keep the outputs they have; the cell that exports is not run. What a cell writes to stderr is
+A notebook is written back only when all of it ran. Cells whose flag stands in settings.ini's
+`tst_flags`, and cells
+with `#| eval: false`, keep the outputs they have; the cell that exports is not run. What a cell
+writes to stderr is
 shown here and not saved: it speaks of this machine, not of the chapter.
 """
+
 import argparse
 import os
 import re
@@ -16,6 +20,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from native import without_greetings
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbdev.clean import nbdev_clean
@@ -25,8 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 3600  # seconds a cell
 DIRECTIVE = re.compile(r"^#\s*\|\s*(.+?)\s*$", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# TensorFlow's native code writes these when it starts, differently on each machine.
-NATIVE = re.compile(r"^(WARNING: All log messages before absl|[IWE]\d{4} \d\d:|To enable the following instructions).*\n?", re.MULTILINE)
 
 
 def is_skipped(
@@ -49,12 +52,28 @@ class Client(NotebookClient):
         return await super().async_execute_cell(cell, cell_index, **kwargs)
 
 
+def named(path: Path) -> str:
+    "A notebook's name below nbs/."
+    return (
+        path.relative_to(ROOT / "nbs").as_posix()
+        if path.is_relative_to(ROOT / "nbs")
+        else str(path)
+    )
+
+
 def drop_stderr(notebook, name: str) -> None:
     "Take what was written to stderr out of the outputs, and show it here instead."
     for number, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", []):
-            if output.output_type == "stream" and output.name == "stderr" and (text := NATIVE.sub("", output.text).strip()):
-                print(f"{name}: cell {number} wrote to stderr, which is not saved:\n{text}", file=sys.stderr)
+            if (
+                output.output_type == "stream"
+                and output.name == "stderr"
+                and (text := without_greetings(output.text).strip())
+            ):
+                print(
+                    f"{name}: cell {number} wrote to stderr, which is not saved:\n{text}",
+                    file=sys.stderr,
+                )
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell.outputs if output.get("name") != "stderr"]
 
@@ -66,16 +85,23 @@ def execute(
     "Execute one notebook and write it back, whole and cleaned."
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    client = Client(notebook, timeout=TIMEOUT, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
+    place = {
+        "metadata": {"path": str(path.parent)}
+    }  # the kernel's working folder is the notebook's
+    client = Client(
+        notebook, timeout=TIMEOUT, kernel_name="python3", coalesce_streams=True, resources=place
+    )
     client.flags = flags
-    with tempfile.TemporaryFile() as said:  # what the kernel's native code says matters only when the kernel dies
+    with (
+        tempfile.TemporaryFile() as said
+    ):  # what the kernel's native code says matters only when the kernel dies
         try:
             client.execute(stderr=said)
         except DeadKernelError:
             said.seek(0)
-            print(NATIVE.sub("", said.read().decode(errors="replace")), file=sys.stderr)
+            print(without_greetings(said.read().decode(errors="replace")), file=sys.stderr)
             raise
-    drop_stderr(notebook, path.name)
+    drop_stderr(notebook, named(path))
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".ipynb")
     os.close(handle)
     try:
@@ -99,13 +125,21 @@ def main() -> int:  # exit status: 0, or 1 when a notebook did not run to its en
     failed = []
     for path in paths:
         try:
-            print(f"{path.name}: ran in {execute(path, flags):.0f} s", flush=True)
+            print(f"{named(path)}: ran in {execute(path, flags):.0f} s", flush=True)
         except (CellExecutionError, CellTimeoutError, DeadKernelError, FileNotFoundError) as error:
-            failed.append(path.name)
+            failed.append(named(path))
             text = str(error) if sys.stderr.isatty() else COLOUR.sub("", str(error))
-            print(f"{path.name}: stopped and was left as it was:\n{text}", file=sys.stderr, flush=True)
+            print(
+                f"{failed[-1]}: stopped and was left as it was:\n{text}",
+                file=sys.stderr,
+                flush=True,
+            )
     if failed:
-        print(f"execute: {len(failed)} of {len(paths)} notebooks did not run to their end: {', '.join(failed)}", file=sys.stderr)
+        print(
+            f"execute: {len(failed)} of {len(paths)} notebooks did not run to their end: "
+            f"{', '.join(failed)}",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 
