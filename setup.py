@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
-EXTRAS = ("dev", "gpu", "jax", "dask", "torch")
+EXTRAS = ("dev", "gpu", "jax", "dask", "torch", "actions")
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 HEADLINES = (  # of these stored runs pip installs the answers, too: what the README speaks of; all others' stay in the repository
     "budget_1m/*", "budget_2m/*", "budget_5m/*", "budget_31m/*", "defaults/*", "fashon_recipe/stride_2-*", "record/long-*",

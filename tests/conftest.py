@@ -1,4 +1,5 @@
 """What several test files share: the real data set, and caches of their own."""
+
 import gzip
 import os
 from pathlib import Path
@@ -30,8 +31,14 @@ def data():
 @pytest.fixture(scope="session")
 def contents(data):
     "The decompressed content of each of the four files."
-    return {file.name: (Path(data.folder) / file.name if (Path(data.folder) / file.name).exists()
-                        else cache_folder() / file.name).read_bytes() for file in FILES}
+    return {
+        file.name: (
+            Path(data.folder) / file.name
+            if (Path(data.folder) / file.name).exists()
+            else cache_folder() / file.name
+        ).read_bytes()
+        for file in FILES
+    }
 
 
 @pytest.fixture(scope="session")
@@ -54,5 +61,7 @@ def empty_home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.delenv("FASHION_NB_DATA", raising=False)
     monkeypatch.delenv("KERAS_HOME", raising=False)
-    monkeypatch.setattr(fashion_nb.data, "DEBIAN_FOLDER", tmp_path / "usr/share/datasets/fashion-mnist")
+    monkeypatch.setattr(
+        fashion_nb.data, "DEBIAN_FOLDER", tmp_path / "usr/share/datasets/fashion-mnist"
+    )
     return home
