@@ -1,10 +1,13 @@
-"""Resolve settings.ini into constraints.txt: one exact version of everything, for Python 3.10 to 3.13 at once.
+"""Resolve settings.ini into constraints.txt: one exact version of everything, for Python 3.10 to
+3.13 at once.
 
     python .ci/lock.py
 
-uv does the resolving; pip fetches it into a temporary folder. Whoever uses another package index than PyPI names it
+uv does the resolving; pip fetches it into a temporary folder. Whoever uses another package index
+than PyPI names it
 to uv in UV_DEFAULT_INDEX.
 """
+
 import os
 import subprocess
 import sys
@@ -37,14 +40,38 @@ def resolve(lines: list[str]) -> str:
     "The lines of the lock file, without its header."
     with tempfile.TemporaryDirectory(prefix="fashion_nb-lock-") as temporary:
         folder = Path(temporary)
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder / "uv", "uv"]
+        install = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--target",
+            folder / "uv",
+            "uv",
+        ]
         fetched = subprocess.run(install, capture_output=True, text=True)
         if fetched.returncode:
-            raise LockError(f"pip could not fetch uv, which resolves the versions: {fetched.stderr.strip()}")
+            raise LockError(
+                f"pip could not fetch uv, which resolves the versions: {fetched.stderr.strip()}"
+            )
         wanted = folder / "requirements.in"
         wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        command = [folder / "uv" / "bin" / "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.10", "--no-header", "--no-annotate",
-                   "--cache-dir", folder / "cache", wanted]
+        command = [
+            folder / "uv" / "bin" / "uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--universal",
+            "--python-version",
+            "3.10",
+            "--no-header",
+            "--no-annotate",
+            "--cache-dir",
+            folder / "cache",
+            wanted,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if done.returncode:
             raise LockError(f"uv found no set of versions for settings.ini:\n{done.stderr.strip()}")
@@ -63,7 +90,10 @@ def main() -> int:  # exit status: 0, or 2 with a sentence on stderr
         file.write(text)
     os.chmod(part, 0o644)
     os.replace(part, TARGET)
-    print(f"lock: {text.count('==')} versions in {TARGET.name}; 'git diff {TARGET.name}' shows what moved, 'make test' whether it works")
+    print(
+        f"lock: {text.count('==')} versions in {TARGET.name}; 'git diff {TARGET.name}' shows what "
+        "moved, 'make test' whether it works"
+    )
     return 0
 
 

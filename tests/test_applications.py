@@ -1,4 +1,6 @@
-"Every model of keras.applications: the profiler's rules against keras-flops, and the MACs against what was published."
+"""Every model of keras.applications: the profiler's rules against keras-flops, and the MACs against
+what was published."""
+
 import time
 from collections import Counter
 
@@ -15,7 +17,15 @@ pytest.importorskip("tensorflow")
 if keras.config.backend() != "tensorflow":
     pytest.skip("keras-flops needs Keras on TensorFlow", allow_module_level=True)
 
-QUICK = {"MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "ResNet50", "ConvNeXtTiny"}
+QUICK = {
+    "MobileNet",
+    "MobileNetV2",
+    "MobileNetV3Small",
+    "EfficientNetB0",
+    "EfficientNetV2B0",
+    "ResNet50",
+    "ConvNeXtTiny",
+}
 NAMES = sorted(name for name in dir(keras.applications) if name[0].isupper())
 PUBLISHED = {  # billions of MACs, to the digits that were published
     "VGG16": ("15.47", "torchvision"),
@@ -29,7 +39,9 @@ PUBLISHED = {  # billions of MACs, to the digits that were published
 }
 
 
-HALVES = {"ConvNeXtXLarge"}  # frozen with numbers of 32 bits it takes more than 24 GB; the counts do not depend on the width
+HALVES = {
+    "ConvNeXtXLarge"
+}  # frozen with numbers of 32 bits it takes more than 24 GB; the counts do not depend on the width
 
 
 def build(name):
@@ -58,10 +70,15 @@ def test_all_models_of_the_issue_are_there():
     assert len(NAMES) >= 38 and QUICK <= set(NAMES) and set(PUBLISHED) <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_model(name):
     if name.startswith("ConvNeXt") and keras.version() < "3.15":
-        pytest.skip("an older Keras compiles a grouped convolution in another way than the rules are for")
+        pytest.skip(
+            "an older Keras compiles a grouped convolution in another way than the rules are for"
+        )
     model = build(name)
     report = model_cost(model, "profiler", strict=True)
     assert report.total.flops == keras_flops_count(model)
@@ -73,7 +90,9 @@ def test_model(name):
         assert in_billions(counted.total.macs, published) == published
 
 
-@pytest.mark.skipif(keras.version() < "3.15", reason="an older Keras compiles a grouped convolution in another way")
+@pytest.mark.skipif(
+    keras.version() < "3.15", reason="an older Keras compiles a grouped convolution in another way"
+)
 def test_a_grouped_convolution_blinds_the_profiler():
     "ConvNeXt's depthwise convolutions are grouped ones: they, and what follows, count as nothing."
     calls = model_graph(build("ConvNeXtTiny")).calls
@@ -84,15 +103,20 @@ def test_a_grouped_convolution_blinds_the_profiler():
     assert len(grouped) == 18 and {profiler_count(call) for call in grouped} == {0}
     for call in grouped:
         work = layer_work(call)
-        assert [(fault.products, fault.biases) for fault in profiler_bugs(call)] == [(-2 * work.macs, -work.biases)]
+        assert [(fault.products, fault.biases) for fault in profiler_bugs(call)] == [
+            (-2 * work.macs, -work.biases)
+        ]
 
 
 def test_resnet_is_counted_without_bugs(resnet_calls):
-    "Profiler = 2 MACs + biases + batch normalisation, pooling and additions + 5 for each of 1,000 outputs of the softmax."
+    """Profiler = 2 MACs + biases + batch normalisation, pooling and additions + 5 for each of 1,000
+    outputs of the softmax."""
     calls = resnet_calls
     assert [profiler_bugs(call) for call in calls] == [[] for _ in calls]
     works = [layer_work(call) for call in calls]
-    rest = sum(profiler_count(call) - 2 * work.macs - work.biases for call, work in zip(calls, works))
+    rest = sum(
+        profiler_count(call) - 2 * work.macs - work.biases for call, work in zip(calls, works)
+    )
     without_macs = sum(profiler_count(call) for call, work in zip(calls, works) if not work.macs)
     assert rest == without_macs + 5 * 1000
 

@@ -1,4 +1,6 @@
-"""Defects planted in a copy of the data: the audit has to find every one, and to refuse what is no set of images."""
+"""Defects planted in a copy of the data: the audit has to find every one, and to refuse what is no
+set of images."""
+
 import json
 
 import numpy as np
@@ -17,12 +19,18 @@ from fashion_nb.explore import (
     suspect_labels,
 )
 
-COPY, TWIN, INVERTED, BLANK = (11, 40), (12, 41), 13, 14  # (original, where its copy is put), and one image each
+COPY, TWIN, INVERTED, BLANK = (
+    (11, 40),
+    (12, 41),
+    13,
+    14,
+)  # (original, where its copy is put), and one image each
 
 
 @pytest.fixture(scope="module")
 def defective(data):
-    "All training images, with a copy, a flipped twin, an inverted and an all-zero image, and 50 swapped labels."
+    """All training images, with a copy, a flipped twin, an inverted and an all-zero image, and 50
+    swapped labels."""
     images, labels = np.array(data.train.images), np.array(data.train.labels)
     for original, copy in (COPY, TWIN):
         labels[copy] = labels[original]
@@ -52,13 +60,20 @@ def test_duplicate_is_found(report):
 
 
 def test_flipped_twin_is_found(report):
-    pair = report.near[(report.near["first"] == TWIN[0]) & (report.near["second"] == TWIN[1])].iloc[0]
+    pair = report.near[(report.near["first"] == TWIN[0]) & (report.near["second"] == TWIN[1])].iloc[
+        0
+    ]
     assert pair["rms"] == 0 and pair["flipped"]
 
 
 def test_inverted_image_is_found(report):
     found = report.outliers.loc[INVERTED]
-    assert "lit border" in found["checks"] and found["far vote"] and found["isolated vote"] and found["votes"] >= 3
+    assert (
+        "lit border" in found["checks"]
+        and found["far vote"]
+        and found["isolated vote"]
+        and found["votes"] >= 3
+    )
     assert list(report.outliers.index).index(INVERTED) < 60
 
 
@@ -87,7 +102,11 @@ def test_missing_class_is_found(data):
     kept = data.test.labels != 3
     report = audit(data.test.images[kept], data.test.labels[kept])
     assert report.missing() == ["Dress"]
-    assert "Dress" in report.to_text() and "UNBALANCED" in report.to_text() and "Dress" in report.to_html()
+    assert (
+        "Dress" in report.to_text()
+        and "UNBALANCED" in report.to_text()
+        and "Dress" in report.to_html()
+    )
     assert report.to_dict()["missing"] == ["Dress"] and report.notes == []
     assert not (report.suspects["suggested"] == 3).any()
     with pytest.raises(ExploreError, match="no image of Dress"):
@@ -114,24 +133,43 @@ def changed(array, index, value):
     return array
 
 
-@pytest.mark.parametrize("argument, bad, message", [
-    ("images", lambda i, y: (i / 255, y), "images have the dtype float64, expected uint8"),
-    ("images", lambda i, y: (changed(i.astype(float), (3, 0, 1, 0), np.nan), y), r"images hold NaN at \(3, 0, 1, 0\)"),
-    ("images", lambda i, y: (i.astype(np.int32), y), "images have the dtype int32"),
-    ("images", lambda i, y: (i.reshape(600, 784), y), r"images have the shape \(600, 784\)"),
-    ("images", lambda i, y: (np.repeat(i, 3, axis=3), y), r"images have the shape \(600, 28, 28, 3\)"),
-    ("images", lambda i, y: (i[:0], y[:0]), "images are empty"),
-    ("images", lambda i, y: ("images", y), "images have the dtype"),
-    ("images", lambda i, y: (None, y), "images have the dtype object"),
-    ("labels", lambda i, y: (i, y[:-1]), "labels are 599 and images are 600"),
-    ("labels", lambda i, y: (i, changed(y, 5, 10)), "labels hold 10 at index 5, expected 0 to 9"),
-    ("labels", lambda i, y: (i, changed(y.astype(int), 5, -1)), "labels hold -1 at index 5"),
-    ("labels", lambda i, y: (i, changed(y.astype(float), 7, np.nan)), "labels hold NaN at index 7"),
-    ("labels", lambda i, y: (i, y.astype(float)), "labels have the dtype float64"),
-    ("labels", lambda i, y: (i, y[:, None]), r"labels have the shape \(600, 1\)"),
-    ("labels", lambda i, y: (i, list(map(str, y))), "labels have the dtype <U1"),
-    ("labels", lambda i, y: (i, None), "labels have the dtype object"),
-])
+@pytest.mark.parametrize(
+    "argument, bad, message",
+    [
+        ("images", lambda i, y: (i / 255, y), "images have the dtype float64, expected uint8"),
+        (
+            "images",
+            lambda i, y: (changed(i.astype(float), (3, 0, 1, 0), np.nan), y),
+            r"images hold NaN at \(3, 0, 1, 0\)",
+        ),
+        ("images", lambda i, y: (i.astype(np.int32), y), "images have the dtype int32"),
+        ("images", lambda i, y: (i.reshape(600, 784), y), r"images have the shape \(600, 784\)"),
+        (
+            "images",
+            lambda i, y: (np.repeat(i, 3, axis=3), y),
+            r"images have the shape \(600, 28, 28, 3\)",
+        ),
+        ("images", lambda i, y: (i[:0], y[:0]), "images are empty"),
+        ("images", lambda i, y: ("images", y), "images have the dtype"),
+        ("images", lambda i, y: (None, y), "images have the dtype object"),
+        ("labels", lambda i, y: (i, y[:-1]), "labels are 599 and images are 600"),
+        (
+            "labels",
+            lambda i, y: (i, changed(y, 5, 10)),
+            "labels hold 10 at index 5, expected 0 to 9",
+        ),
+        ("labels", lambda i, y: (i, changed(y.astype(int), 5, -1)), "labels hold -1 at index 5"),
+        (
+            "labels",
+            lambda i, y: (i, changed(y.astype(float), 7, np.nan)),
+            "labels hold NaN at index 7",
+        ),
+        ("labels", lambda i, y: (i, y.astype(float)), "labels have the dtype float64"),
+        ("labels", lambda i, y: (i, y[:, None]), r"labels have the shape \(600, 1\)"),
+        ("labels", lambda i, y: (i, list(map(str, y))), "labels have the dtype <U1"),
+        ("labels", lambda i, y: (i, None), "labels have the dtype object"),
+    ],
+)
 @pytest.mark.parametrize("function", [audit, find_outliers, suspect_labels])
 def test_bad_input_is_refused_by_name_and_value(few, function, argument, bad, message):
     with pytest.raises(ExploreError, match=message) as caught:
@@ -141,21 +179,31 @@ def test_bad_input_is_refused_by_name_and_value(few, function, argument, bad, me
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.5, float("nan")])
 def test_bad_threshold_is_refused(few, threshold):
-    for call in (lambda: near_duplicates(few[0], threshold), lambda: audit(*few, threshold=threshold)):
+    for call in (
+        lambda: near_duplicates(few[0], threshold),
+        lambda: audit(*few, threshold=threshold),
+    ):
         with pytest.raises(ExploreError, match="threshold is"):
             call()
 
 
-@pytest.mark.parametrize("images, labels", [
-    (np.zeros((1, 28, 28), np.uint8), [0]),
-    (np.zeros((40, 28, 28), np.uint8), [0, 1] * 20),
-    (np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3), [0, 1, 2, 3, 9]),
-    (np.random.default_rng(0).integers(0, 256, (70, 9, 5), np.uint8), np.arange(70) % 3),
-])
+@pytest.mark.parametrize(
+    "images, labels",
+    [
+        (np.zeros((1, 28, 28), np.uint8), [0]),
+        (np.zeros((40, 28, 28), np.uint8), [0, 1] * 20),
+        (np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3), [0, 1, 2, 3, 9]),
+        (np.random.default_rng(0).integers(0, 256, (70, 9, 5), np.uint8), np.arange(70) % 3),
+    ],
+)
 def test_small_and_strange_sets_are_audited(images, labels, recwarn):
     report = audit(images, labels)
     json.dumps(report.to_dict(), allow_nan=False)
-    assert f"{len(images)} of" in report.to_text() and report.to_html().startswith("<!DOCTYPE html>") and report._repr_html_()
+    assert (
+        f"{len(images)} of" in report.to_text()
+        and report.to_html().startswith("<!DOCTYPE html>")
+        and report._repr_html_()
+    )
     assert [str(w.message) for w in recwarn] == []
 
 
@@ -169,7 +217,12 @@ def test_page_needs_no_other_file_and_is_written_whole(few, tmp_path):
     report = audit(*few)
     page = report.to_html(tmp_path / "deep" / "page.html")
     assert (tmp_path / "deep" / "page.html").read_text(encoding="utf-8") == page
-    assert "http:" not in page and "https:" not in page and "<script" not in page and "<link" not in page
+    assert (
+        "http:" not in page
+        and "https:" not in page
+        and "<script" not in page
+        and "<link" not in page
+    )
     assert all(source.startswith("data:image/png;base64,") for source in page.split('src="')[1:])
 
 
@@ -191,7 +244,9 @@ def test_near_duplicates_miss_no_pair(few):
             own = np.repeat(images[i : i + 1], len(rest), axis=0)
             rms = np.minimum(pixel_rms(own, rest), pixel_rms(own, rest[:, :, ::-1]))
             expected.update({(i, i + 1 + j): rms[j] for j in np.flatnonzero(rms < 0.11)})
-    assert {(a, b): r for a, b, r in zip(found["first"], found["second"], found["rms"])} == expected and len(expected) > 20
+    assert {
+        (a, b): r for a, b, r in zip(found["first"], found["second"], found["rms"])
+    } == expected and len(expected) > 20
 
 
 def test_nearest_neighbours_do_not_depend_on_the_block(few):
@@ -209,7 +264,18 @@ def test_many_equal_images_are_one_group(few):
 
 
 def test_class_names_are_those_that_were_published_and_each_is_missed_by_its_name(data):
-    assert CLASS_NAMES == ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    assert CLASS_NAMES == (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
     for label, name in enumerate(CLASS_NAMES):
         with pytest.raises(ExploreError, match=f"no image of {name}"):
             check_balance(data.test.labels[data.test.labels != label])
