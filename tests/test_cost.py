@@ -162,8 +162,12 @@ def test_handlers_are_inherited_and_can_be_replaced():
 
     model = keras.Sequential([keras.Input((6,)), Finer(name="finer")])
     assert model_cost(model).unknown == ["finer"]
-    with pytest.raises(CostError, match="finer, a Finer"):
+    with pytest.raises(CostError, match="finer, a Finer.* so add one with register_handler") as error:
         model_cost(model, strict=True)
+    assert str(error.value).endswith("(from fashion_nb import register_handler)")
+    assert model_cost(model)["finer"].note.endswith("(from fashion_nb import register_handler)")
+    with pytest.raises(CostError, match="from fashion_nb import register_handler"):
+        model_cost(model).derivation("finer")
     register_handler(Gate, lambda call, training=False: Work((Term("other", "gates", (("n", 6),)),)))
     assert model_cost(model, "everything", strict=True).total.flops == 6
 

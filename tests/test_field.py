@@ -432,10 +432,11 @@ def test_unknown_and_registered_layers():
     image = keras.Input((12, 10, 1))
     tensor = layers.Conv2D(2, 3, padding="same", name="conv")(Shuffle(name="shuffle")(image))
     model = keras.Model(image, tensor, name="net")
-    with pytest.raises(FieldError, match="layer 'shuffle' of model 'net' is a Shuffle that has no rule"):
+    with pytest.raises(FieldError, match="layer 'shuffle' of model 'net' is a Shuffle that has no rule.*from fashion_nb import register_field"):
         receptive_field(model)
     bound = receptive_field(model, strict=False)
     assert bound["conv"].size == (12, 10) and not bound["conv"].exact and "upper bounds" in bound.warnings[0]
+    assert bound.warnings[0].endswith("(from fashion_nb import register_field)")
     assert "≤ 12 × 10" in repr(bound)
     try:
         register_field(Shuffle, layers.ReLU)
@@ -481,3 +482,14 @@ def test_report_is_plain_data():
     assert report["up"].stride == (Fraction(1, 3),) * 2 and "1/3 × 1/3" in report._repr_html_()
     assert json.loads(json.dumps(report.to_dict()))["layers"][1]["stride"] == [1 / 3] * 2
     assert sum(len(kinds) for kinds in known_layers().values()) > 150
+
+
+def test_an_einstein_sum_without_an_arrow_is_the_one_with_it():
+    import keras
+    from keras import layers, ops
+
+    image = keras.Input((9, 8, 3))
+    tensor, kernel = layers.Conv2D(4, 3, padding="same")(image), np.ones((4, 5), "float32")
+    ends = [keras.Model(image, ops.einsum(equation, tensor, kernel)) for equation in ("bhwx,xz", "bhwx,xz->bhwz", "...x,xz->...z")]
+    found = [receptive_field(model).layers[-1] for model in ends]
+    assert [(end.size, end.positions) for end in found] == [((3, 3), (9, 8))] * 3

@@ -103,6 +103,41 @@ def test_taps_by_rule_are_those_that_xla_and_the_profiler_count(kind):
         assert counted == 2 * oracles._convolution_macs(call, "all") + wrong, (call.kind, call.layer.get_config())
 
 
+def looping():
+    "Loops, attention and Einstein sums, each a model of one call."
+    import keras
+    from keras import layers
+
+    steps, film, words = keras.Input((5, 6)), keras.Input((4, 9, 9, 4)), keras.Input((8, 7, 6))
+    two_kinds = layers.Bidirectional(layers.GRU(3), backward_layer=layers.LSTM(4, go_backwards=True))
+    made = [(steps, layer) for layer in (layers.LSTM(3), layers.GRU(3, reset_after=False), layers.SimpleRNN(3, use_bias=False), two_kinds)]
+    made += [(steps, layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)])), (steps, layers.LSTM(3, unroll=True))]
+    made += [(film, layers.ConvLSTM2D(3, 3, dilation_rate=2)), (film, layers.TimeDistributed(layers.Conv2D(4, 3, groups=2)))]
+    made += [(words, layers.EinsumDense(sum_of, output)) for sum_of, output in (("btxc,cd->btxd", (8, 7, 5)), ("btxc,xd->btxd", (8, 7, 5)), ("btxc,xc->btxc", (8, 7, 6)), ("btxc,xc->btx", (8, 7)))]
+    models = [keras.Model(tensor, layer(tensor)) for tensor, layer in made]
+    attention = layers.MultiHeadAttention(2, 3), layers.GroupQueryAttention(3, 4, 2), layers.MultiHeadAttention(2, 3, dropout=0.1)
+    return models + [keras.Model(steps, layer(steps, steps)) for layer in attention]
+
+
+@pytest.mark.parametrize("group", ["random", "looping"])
+def test_the_faults_are_all_that_lies_between_the_formula_and_the_profiler(group):
+    "Call by call: the products by the profiler's rules are two a MAC by the formula, which has code of its own, and the faults."
+    from random_models import random_model
+
+    from fashion_nb.arithmetic import layer_work
+    from fashion_nb.bug_for_bug import profiler_operations
+
+    models, wrong = [random_model(seed, 20) for seed in range(60)] if group == "random" else looping(), set()
+    for call in (call for model in models for call in oracles.model_graph(model).calls):
+        operations, faults = profiler_operations(call), profiler_bugs(call)
+        if operations is None:
+            continue
+        counted = sum(count for name, count in operations if name in oracles._PROFILER_PRODUCTS)
+        assert counted == 2 * layer_work(call).macs + sum(fault.products for fault in faults), (call.kind, call.layer.get_config())
+        wrong |= {fault.words for fault in faults}
+    assert len(wrong) >= 5, wrong
+
+
 @needs_torch
 def test_torch_and_xla_agree_where_nothing_is_padded():
     import keras
@@ -174,7 +209,6 @@ def test_the_worker_ends_with_its_process_and_leaves_the_backend_alone():
     code = """
         import keras
         from fashion_nb import oracles
-from fashion_nb.bug_for_bug import profiler_bugs
         net = keras.Sequential([keras.Input((10,)), keras.layers.Dense(7)])
         print(oracles.xla_count(net).macs, keras.config.backend(), oracles._workers["xla"].process.pid)
     """

@@ -220,6 +220,16 @@ def test_options_of_a_model_do_what_they_say(options, peak):
     assert schedule_model(model_graph(a_model()), **options).peak == peak, options
 
 
+@pytest.mark.parametrize("function, in_place", [
+    (keras.ops.erf, True), (lambda x: keras.ops.logaddexp(x, x), True), (lambda x: keras.ops.cast(x, "int32"), False),
+    (lambda x: keras.ops.less(x, 0.0), False), (keras.ops.cumsum, False),
+])
+def test_only_what_works_number_by_number_in_one_type_may_write_over_its_input(function, in_place):
+    image = keras.Input((6,))
+    model = keras.Model(image, function(keras.layers.Dense(4)(image)))
+    assert (1 in model_tensors(model_graph(model), in_place=True)["in_place"]) == in_place
+
+
 def test_a_flatten_that_copies_needs_twice_the_memory():
     graph = model_graph(keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3, padding="same"), keras.layers.Flatten()]))
     assert [schedule_model(graph, alias=alias).peak for alias in (True, False)] == [1024, 2048]
