@@ -24,7 +24,7 @@ from .train import run_folder, train
 
 # %% ../nbs/09_experiments.ipynb #6a44558f
 class ExperimentError(FashionNbError):
-    "A grid that does not exist, cannot be read or has no runs, or soft labels that cannot be made again."
+    "A grid that does not exist, cannot be read or has no runs; soft labels that cannot be made again."
 
 
 @dataclass(frozen=True)
@@ -66,30 +66,48 @@ def _from_yaml(text: str):
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
-            _unique([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+            scalars = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            _unique([(key.value, None) for key in scalars])
             return super().construct_mapping(node, deep)
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise ValueError(f"it is not YAML: {getattr(error, 'problem', error)} in line {line}") from None
+        problem = getattr(error, "problem", error)
+        raise ValueError(f"it is not YAML: {problem} in line {line}") from None
 
 # %% ../nbs/09_experiments.ipynb #2210e24d
 def _check_parts(values) -> None:
     "Refuse a grid whose parts are of the wrong kind."
     if not isinstance(values, dict) or not {"rows"} <= set(values) <= set(_PARTS):
-        found = f"has the parts {', '.join(map(str, values)) or 'none'}" if isinstance(values, dict) else "is empty" if values is None else f"is a {type(values).__name__}"
-        raise ExperimentError(f"it {found}: expected rows, and perhaps name, question, base and seeds")
-    rows, seeds = values["rows"], values.get("seeds", 1)
-    if not isinstance(rows, dict) or not rows or not all(isinstance(row, str) and isinstance(one, dict | None) for row, one in rows.items()):
-        raise ExperimentError("its rows cannot be used: expected at least one name, in quotes where it looks like a number, and for each the settings that it changes")
+        found = "is empty" if values is None else f"is a {type(values).__name__}"
+        if isinstance(values, dict):
+            found = f"has the parts {', '.join(map(str, values)) or 'none'}"
+        raise ExperimentError(
+            f"it {found}: expected rows, and perhaps name, question, base and seeds"
+        )
+    _check_rows(values["rows"])
+    seeds = values.get("seeds", 1)
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise ExperimentError(f"seeds is {seeds!r}: expected how many, a whole number from 1")
     for part, kind in (("base", dict), ("question", str), ("name", str)):
         if not isinstance(values.get(part, kind()), kind):
-            raise ExperimentError(f"{part} is {values[part]!r}: expected {'settings and their values' if kind is dict else 'a text'}")
+            expected = "settings and their values" if kind is dict else "a text"
+            raise ExperimentError(f"{part} is {values[part]!r}: expected {expected}")
+
+
+def _check_rows(rows) -> None:
+    "Refuse what does not say which settings each row changes."
+    if isinstance(rows, dict) and rows and all(isinstance(row, str) for row in rows):
+        if all(isinstance(changes, dict | None) for changes in rows.values()):
+            return
+    raise ExperimentError(
+        "its rows cannot be used: expected at least one name, in quotes where it looks like a "
+        "number, and for each the settings that it changes"
+    )
 
 
 def _grid_from(
@@ -98,34 +116,46 @@ def _grid_from(
 ) -> tuple[str, Grid]:
     "A grid whose runs can all be trained; else `ExperimentError`, `StoreError` or `TrainError`."
     _check_parts(values)
-    name, rows = values.get("name", name), {row: changes or {} for row, changes in values["rows"].items()}
+    name = values.get("name", name)
     if name in GRIDS or name == "teachers":
-        raise ExperimentError(f"the name {name!r} is taken: name the file otherwise, or give the grid a 'name'")
-    grid, known = Grid(values.get("question", f"What do the rows of {name} reach?"), rows, values.get("base", {}), values.get("seeds", 3)), {}
+        raise ExperimentError(
+            f"the name {name!r} is taken: name the file otherwise, or give the grid a 'name'"
+        )
+    question = values.get("question", f"What do the rows of {name} reach?")
+    rows = {row: changes or {} for row, changes in values["rows"].items()}
+    grid = Grid(question, rows, values.get("base", {}), values.get("seeds", 3))
+    known = {}
     for row, changes in rows.items():
         check_name(f"{name}/{row}-seed0", 0)
         if "seed" in grid.base | changes:
-            raise ExperimentError(f"the row {row!r} sets the seed: expected 'seeds', how many there are")
+            raise ExperimentError(
+                f"the row {row!r} sets the seed: expected 'seeds', how many there are"
+            )
         try:
             config = TrainConfig.from_json(json.dumps(grid.base | changes, default=str))
         except TrainError as error:
             raise TrainError(f"in the row {row!r} {error}") from None
         if (other := known.setdefault(config.identity, row)) != row:
-            raise ExperimentError(f"the rows {other!r} and {row!r} have the same settings: expected a difference")
+            raise ExperimentError(
+                f"the rows {other!r} and {row!r} have the same settings: expected a difference"
+            )
     return name, grid
 
 # %% ../nbs/09_experiments.ipynb #326f15b8
 def grid_from_file(
-    path: Path | str,  # .json, .yaml or .yml: rows (a name: what is changed), and perhaps base, seeds (3), question, name
+    path: Path | str,  # rows (a name: what it changes); perhaps base, seeds (3), question, name
 ) -> tuple[str, Grid]:  # the group of its results, the file's name if it gives none, and the grid
     "A grid of your own; a file that cannot be read or run raises `ExperimentError`."
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text, object_pairs_hook=_unique) if path.suffix.lower() == ".json" else _from_yaml(text)
-        return _grid_from(values, path.stem)
+        if path.suffix.lower() == ".json":
+            return _grid_from(json.loads(text, object_pairs_hook=_unique), path.stem)
+        return _grid_from(_from_yaml(text), path.stem)
     except (OSError, ValueError, RecursionError, ExperimentError, StoreError, TrainError) as error:
-        problem = f"it is not JSON: {error}" if isinstance(error, json.JSONDecodeError) else getattr(error, "strerror", None) or " ".join(str(error).split())
+        problem = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if isinstance(error, json.JSONDecodeError):
+            problem = f"it is not JSON: {error}"
         raise ExperimentError(f"{path} cannot be used as a grid: {problem}") from None
 
 
@@ -138,7 +168,10 @@ def grid_runs(
     if Path(grid).suffix.lower() in GRID_FILES:
         name, own = grid_from_file(grid)
         return own.configs(name)
-    raise ExperimentError(f"there is no grid {grid!r}: expected one of {', '.join(GRIDS)}, or a file of your own that ends in {', '.join(GRID_FILES)}")
+    raise ExperimentError(
+        f"there is no grid {grid!r}: expected one of {', '.join(GRIDS)}, "
+        f"or a file of your own that ends in {', '.join(GRID_FILES)}"
+    )
 
 # %% ../nbs/09_experiments.ipynb #6bb07b6f
 def grid_configs(
@@ -169,7 +202,7 @@ def _keep(name: str, outcome, folder, data) -> Record | FashionNbError:
 
 # %% ../nbs/09_experiments.ipynb #819d45f6
 def run_grid(
-    configs: dict[str, TrainConfig] | str,  # by the name of the record; or a key of `GRIDS`, or a file: see `grid_runs`
+    configs: dict[str, TrainConfig] | str,  # by the name of the record; or as for `grid_runs`
     folder: Path | str | None = None,  # of the store; None is the package's own
     runs: Path | str = "runs",  # where the trainings lie or will lie
     jobs: int = 1,  # processes on this machine; as many runs are trained, then stored, at a time
@@ -306,7 +339,10 @@ GRIDS["published_nets"] = Grid(
 )
 
 # %% ../nbs/09_experiments.ipynb #7222c154
-GRIDS["defaults"] = Grid("What do the two nets of Fashon_detection reach with the default settings?", {name: {"model": name} for name in ("stride_1", "stride_2")})
+GRIDS["defaults"] = Grid(
+    "What do the two nets of Fashon_detection reach with the default settings?",
+    {name: {"model": name} for name in ("stride_1", "stride_2")},
+)
 
 # %% ../nbs/09_experiments.ipynb #3ddd41d5
 _STRIDES = {"stride_1": "bare conv20v conv40v conv80v flat dense100", "stride_2": "bare conv20v conv40v/2 conv80v/2 flat dense100"}

@@ -26,7 +26,15 @@ from .compare import mcnemar
 from .cost import model_cost
 from .data import CLASS_NAMES, FashionMNIST, FashionNbError, load_fashion_mnist, write_atomically
 from .distil import soft_labels_hash
-from .evaluate import Evaluation, calibration, evaluate, from_half, negative_log_likelihood, score, wilson_interval
+from fashion_nb.evaluate import (
+    Evaluation,
+    calibration,
+    evaluate,
+    from_half,
+    negative_log_likelihood,
+    score,
+    wilson_interval,
+)
 from .models import build_model
 from .runs import Run, data_hashes, read_json
 from .settings import TrainConfig, TrainError
@@ -67,29 +75,43 @@ def _check_answers(
     probabilities: np.ndarray,  # what a network gave
 ) -> None:
     "Refuse what is no distribution over the classes."
-    if probabilities.ndim != 2 or probabilities.shape[1] != len(CLASS_NAMES) or not len(probabilities):
-        raise StoreError(f"they have the shape {probabilities.shape}: expected a row of {len(CLASS_NAMES)} probabilities for each image")
-    if not (np.isfinite(probabilities).all() and (probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=0.01)):
-        raise StoreError("they are no probabilities: expected rows of finite numbers from 0 that sum to 1")
+    shape, classes = probabilities.shape, len(CLASS_NAMES)
+    if len(shape) != 2 or shape[1] != classes or not shape[0]:
+        raise StoreError(
+            f"they have the shape {shape}: expected a row of {classes} probabilities for each image"
+        )
+    sound = np.isfinite(probabilities).all() and (probabilities >= 0).all()
+    if not sound or not np.allclose(probabilities.sum(axis=1), 1, atol=0.01):
+        raise StoreError(
+            "they are no probabilities: expected rows of finite numbers from 0 that sum to 1"
+        )
 
 
 def pack_answers(
     probabilities: np.ndarray,  # (N, 10), rows sum to one
-) -> bytes:  # of an .npz file: winners (N,), and roots (2, 10, N): high and low bytes, images by winner
-    "Keep answers, each probability to a thousandth and the most probable class exactly; what is no probability raises `StoreError`."
+) -> bytes:  # of an .npz file: winners (N,); roots (2, 10, N), high and low bytes, by winner
+    "Keep answers, to a thousandth, the most probable class exactly; bad ones raise `StoreError`."
     _check_answers(probabilities)
     winners, wide = probabilities.argmax(axis=1), probabilities.astype(np.float64)
     roots = np.rint(_STEPS * np.cbrt(wide / wide.max(axis=1, keepdims=True))).astype(np.uint16)
-    roots[(roots == _STEPS) & (np.arange(roots.shape[1]) < winners[:, None])] -= 1  # the first of a tie wins
+    before = np.arange(roots.shape[1]) < winners[:, None]
+    roots[(roots == _STEPS) & before] -= 1  # the first of a tie wins
     ordered = roots[np.argsort(winners, kind="stable")].T
+    arrays = {"winners": winners, "roots": np.stack([ordered >> 8, ordered & 255])}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as file:
-        for name, array in (("winners", winners), ("roots", np.stack([ordered >> 8, ordered & 255]))):
+        for name, array in arrays.items():
             with file.open(f"{name}.npy", "w") as part:
                 np.lib.format.write_array(part, array.astype(np.uint8))
     return packed.getvalue()
 
 # %% ../nbs/09_store.ipynb #245123f2
+_UNREADABLE = (  # what NumPy, zipfile and LZMA say of files that they did not write
+    OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, NotImplementedError,
+    zipfile.BadZipFile, lzma.LZMAError,
+)  # fmt: skip
+
+
 def _from_roots(
     winners: np.ndarray,  # (N,), as `pack_answers` keeps them
     roots: np.ndarray,  # (2, 10, N)
@@ -99,7 +121,8 @@ def _from_roots(
     ordered = roots[0].astype(np.int64) * 256 + roots[1]
     kept = np.empty_like(ordered.T)
     kept[places] = ordered.T
-    if kept.max() > _STEPS or not np.array_equal(kept.argmax(axis=1), winners) or (kept.max(axis=1) < _STEPS).any():
+    first = np.array_equal(kept.argmax(axis=1), winners)
+    if not first or (kept.max(axis=1) != _STEPS).any():
         raise ValueError("they contradict themselves")
     shares = (kept / _STEPS) ** 3
     return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -118,7 +141,7 @@ def unpack_answers(
             else:
                 answers = _from_roots(arrays["winners"], arrays["roots"])
         _check_answers(answers)
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, EOFError, NotImplementedError, zipfile.BadZipFile, lzma.LZMAError) as error:
+    except _UNREADABLE as error:
         raise StoreError(f"they cannot be read ({error})") from None
     return answers
 
@@ -160,12 +183,12 @@ class Record:
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:  # (10000, 10) float32
-        "What the network answered to each test image; a missing or damaged file raises `StoreError`."
+        "What the network answered to each test image; `StoreError` without a sound file."
         return _read_probabilities(self)
 
     @property
     def has_answers(self) -> bool:  # False: of this run, pip has installed the record alone
-        "Can its figures be computed again here? A store of your own always has to have its answers."
+        "Can its figures be computed here? A store of your own always has to have its answers."
         return self.folder != store_folder() or (self.folder / f"{self.name}.npz").exists()
 
     def evaluation(
@@ -176,7 +199,8 @@ class Record:
         data = load_fashion_mnist() if data is None else data
         if self.details["data"]["test_sha256"] != data_hashes(data.test):
             raise StoreError(f"{self.name} has answered other test images than those of {data.source}: expected the data that it was stored with")
-        found = score(data.test.labels, self.probabilities, self.config.model, {"split": "test", **self.details})
+        details = {"split": "test", **self.details}
+        found = score(data.test.labels, self.probabilities, self.config.model, details)
         _check_right(self, found.right)
         return found
 
@@ -188,16 +212,17 @@ def _read_probabilities(record: Record) -> np.ndarray:
     "The array beside a record."
     if not record.has_answers:
         raise StoreError(
-            f"the answers of {record.name} are not installed: pip leaves out those that the front page does not need; "
-            "clone the repository, which has them, and install that with 'pip install -e .'"
+            f"the answers of {record.name} are not installed: pip leaves out those that the front "
+            "page does not need; clone the repository, which has them, and install that with "
+            "'pip install -e .'"
         )
     try:
         content = (record.folder / f"{record.name}.npz").read_bytes()
         if hashlib.sha256(content).hexdigest() != record.details["answers_sha256"]:
             raise ValueError("they are not those that were stored with it")
         answers = unpack_answers(content)
-        if len(answers) != record.details["metrics"]["images"]:
-            raise ValueError(f"they are of {len(answers):,} images, where its record has {record.details['metrics']['images']:,}")
+        if len(answers) != (told := record.details["metrics"]["images"]):
+            raise ValueError(f"they are of {len(answers):,} images, its record of {told:,}")
     except (OSError, ValueError, StoreError) as error:
         raise StoreError(f"the answers of {record.name} cannot be used ({error}): {_remedy(record.name)}") from None
     return answers
@@ -207,7 +232,10 @@ def _check_right(record: Record, right: int) -> None:
     "Refuse answers that do not give the accuracy that their record tells."
     told = record.details["metrics"]["right"]
     if right != told:
-        raise StoreError(f"the answers of {record.name} cannot be used ({right:,} are right, where its record has {told:,}): {_remedy(record.name)}")
+        raise StoreError(
+            f"the answers of {record.name} cannot be used ({right:,} are right, where its record "
+            f"has {told:,}): {_remedy(record.name)}"
+        )
 
 
 def _remedy(name: str) -> str:
@@ -369,14 +397,15 @@ def _figures(
     record: Record,  # a stored run
     labels: np.ndarray,  # of the test images
 ) -> tuple[float, float, float]:
-    "Accuracy, likelihood and calibration error, from the answers; where pip has left these out, as the record tells."
+    "Accuracy, likelihood, calibration error: from the answers, or the record where pip has none."
     if not record.has_answers:
-        told = record.details["metrics"]
-        return tuple(told.get(key, np.nan) for key in ("hit_rate", "negative_log_likelihood", "calibration_error"))
+        told, asked = record.details["metrics"], ("negative_log_likelihood", "calibration_error")
+        return told["hit_rate"], *(told.get(key, np.nan) for key in asked)
     answers = record.probabilities
     right = int((answers.argmax(axis=1) == labels).sum())
     _check_right(record, right)
-    return right / len(labels), negative_log_likelihood(labels, answers), calibration(labels, answers).error
+    loss, error = negative_log_likelihood(labels, answers), calibration(labels, answers).error
+    return right / len(labels), loss, error
 
 
 def _row(
@@ -399,7 +428,8 @@ def _row(
         "nll": losses.mean(), "calibration_error": errors.mean(),
         "seconds": np.median([record.details["seconds"] for record in records]),
         "device": " and ".join(sorted({record.details["device"] for record in records})), "rates": tuple(rates.tolist()), "held_out": held_out,
-        "seed_numbers": tuple(record.config.seed for record in records), "recomputed": all(record.has_answers for record in records),
+        "seed_numbers": tuple(record.config.seed for record in records),
+        "recomputed": all(record.has_answers for record in records),
     }  # fmt: skip
 
 # %% ../nbs/09_store.ipynb #89d8daf0
@@ -425,7 +455,7 @@ def leaderboard(
     folder: Path | str | None = None,  # of the store; None is the package's own
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only the test labels are used
 ):  # data frame, the most accurate row first
-    "All rows of the store with costs and accuracies, computed from the stored answers where they are here."
+    "All rows of the store with costs and accuracies, from the stored answers where they are here."
     rows: dict[str, list[Record]] = {}
     for record in load_records(group, folder):
         rows.setdefault(record.row, []).append(record)

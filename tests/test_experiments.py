@@ -22,7 +22,19 @@ import fashion_nb.store
 import fashion_nb.train
 from fashion_nb.cli import cli, run
 from fashion_nb.data import FashionNbError
-from fashion_nb.experiments import GRIDS, ExperimentError, Grid, gains, grid_configs, grid_from_file, grid_runs, grid_table, plot_grid, plot_scale, run_grid
+from fashion_nb.experiments import (
+    GRIDS,
+    ExperimentError,
+    Grid,
+    gains,
+    grid_configs,
+    grid_from_file,
+    grid_runs,
+    grid_table,
+    plot_grid,
+    plot_scale,
+    run_grid,
+)
 from fashion_nb.models import build_model
 from fashion_nb.runs import list_runs
 from fashion_nb.settings import TrainConfig, TrainError

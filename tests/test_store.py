@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from small_runs import made_data, made_split
 
 import fashion_nb.store
+from fashion_nb.compare import compare
 from fashion_nb.cost import model_cost
 from fashion_nb.data import Split
 from fashion_nb.distil import soft_labels_hash
-from fashion_nb.compare import compare
 from fashion_nb.evaluate import evaluate, from_half, score, to_half
 from fashion_nb.experiments import GRIDS
 from fashion_nb.models import build_model
