@@ -136,6 +136,8 @@ def run_notebook(name: str, slow: bool) -> dict[str, int]:  # counts
 
 def live(job: Job, slow: bool) -> None:
     "The whole life of a job's process; it does not return."
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     os.setsid()  # so that all that it leaves running can be ended with it
     for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         path = job.folder / "output" if stream else os.devnull
@@ -220,6 +222,7 @@ def run_all(
 ) -> dict[str, float]:  # seconds by name
     "Run jobs side by side; their counts are in them afterwards."
     waiting, running, taken = list(jobs), {}, {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no job outlives this process
     options = {"prefix": "fashion_nb-test-", "ignore_cleanup_errors": True}
     with tempfile.TemporaryDirectory(**options) as folder:
         try:
