@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import ceil, prod
 
-from .data import FashionNbError
+from .core.errors import FashionNbError
 from .traits import ACTIVATION_OF, OUTSIDE, einsum_letters, kinds_of, positions_and_channels
 
 # %% ../nbs/04_arithmetic.ipynb #bfebe4fe

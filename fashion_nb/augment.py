@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .data import FashionNbError
+from .core.errors import FashionNbError
 
 # %% ../nbs/07_augment.ipynb #2d868c47
 class AugmentError(FashionNbError, ValueError):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .data import FashionNbError
+from .core.errors import FashionNbError
 
 # %% ../nbs/02_blocks.ipynb #20066c63
 class ModelError(FashionNbError, ValueError):

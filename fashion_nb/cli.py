@@ -19,8 +19,9 @@ from pathlib import Path
 import click
 
 from . import __version__
-from .data import FashionNbError, write_atomically
-from .interrupt import Interrupted, interruptible
+from .core.errors import FashionNbError
+from .core.files import write_atomically
+from .core.interrupt import Interrupted, interruptible
 
 # %% ../nbs/11_cli.ipynb #70fc8347
 class ReportError(FashionNbError):
@@ -123,7 +124,8 @@ def data_command(folder, fetch, verify):
       fashion_nb data
       fashion_nb data --folder ~/fashion-mnist --verify
     """
-    from fashion_nb.data import CLASS_NAMES, FILES, fetch_fashion_mnist, load_fashion_mnist
+    from fashion_nb.data.idx import CLASS_NAMES, FILES
+    from fashion_nb.data.fashion_mnist import fetch_fashion_mnist, load_fashion_mnist
 
     if fetch and folder is None and not os.environ.get("FASHION_NB_DATA"):
         fetch_fashion_mnist()
@@ -150,8 +152,9 @@ def explore_command(folder, split, quick, page, as_json):
     """
     import numpy as np
 
-    from fashion_nb.data import load_fashion_mnist
-    from fashion_nb.explore import audit, stratified_sample
+    from fashion_nb.data.fashion_mnist import load_fashion_mnist
+    from fashion_nb.explore.audit import audit
+    from fashion_nb.explore.neighbors import stratified_sample
 
     found = load_fashion_mnist(folder)
     parts = [found.train, found.test] if split == "all" else [getattr(found, split)]
@@ -701,7 +704,7 @@ def write_report(
     tell=lambda line: None,  # called with a line at the start of each step
 ) -> tuple:  # the `Evaluation`, and the rows of `verify_counts`
     "Count, verify, train, evaluate on test, and write the report; `ReportError` where it cannot be written."
-    from fashion_nb.data import load_fashion_mnist
+    from fashion_nb.data.fashion_mnist import load_fashion_mnist
     from fashion_nb.evaluate import evaluate
     from fashion_nb.train import train
 

@@ -19,9 +19,12 @@ from itertools import combinations
 
 import numpy as np
 
-from .data import CLASS_NAMES, FashionMNIST, FashionNbError, load_fashion_mnist
+from .data.idx import CLASS_NAMES
+from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
+from .core.errors import FashionNbError
 from .evaluate import Evaluation, wilson_interval
-from .explore import find_outliers, nearest_neighbours
+from .explore.outliers import find_outliers
+from .explore.duplicates import nearest_neighbours
 
 # %% ../nbs/08_compare.ipynb #049e68c8
 class CompareError(FashionNbError, ValueError):

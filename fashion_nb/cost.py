@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .arithmetic import CostError, Work, convolution_macs, dense_macs, is_known, layer_work
 from .bug_for_bug import profiler_counts
-from .data import write_atomically
+from .core.files import write_atomically
 from .graph import GraphError, LayerCall, ModelGraph, model_graph, record_named
 from .schedule import ScheduleError, best_order, bytes_each, memory_steps, model_tensors, total_kept
 from .traits import kinds_of

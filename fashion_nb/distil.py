@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from .augment import AUGMENTATIONS, augmented, draw_augmentation, parse_augmentation
-from .data import FashionMNIST, load_fashion_mnist, write_atomically
+from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
+from .core.files import write_atomically
 from .runs import Run, data_hashes, describe_session
 from .settings import TrainError, parse_teacher
 

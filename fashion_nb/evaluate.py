@@ -23,16 +23,16 @@ from statistics import NormalDist
 import numpy as np
 
 from . import __version__
-from fashion_nb.data import (
-    CLASS_NAMES,
+from .data.idx import CLASS_NAMES
+from fashion_nb.data.fashion_mnist import (
     FashionMNIST,
-    FashionNbError,
     Split,
     load_fashion_mnist,
     split_validation,
-    write_atomically,
 )
-from .interrupt import interrupt_callback
+from .core.errors import FashionNbError
+from .core.files import write_atomically
+from .core.interrupt import interrupt_callback
 from .models import ModelError, load_saved
 from .runs import Run, data_hashes, device_name, git_commit, load_run
 from .settings import TrainError

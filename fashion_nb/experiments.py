@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import FashionMNIST, FashionNbError, load_fashion_mnist
+from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
+from .core.errors import FashionNbError
 from .distil import about_soft_labels, make_soft_labels, soft_folder
 from .many import train_many
 from .runs import Run, data_hashes

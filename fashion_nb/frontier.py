@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import FashionMNIST, FashionNbError, load_fashion_mnist, write_atomically
+from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
+from .core.errors import FashionNbError
+from .core.files import write_atomically
 from .distil import about_soft_labels
 from .models import build_model
 from .runs import describe_session, processor_cores

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 
-from .data import FashionNbError
+from .core.errors import FashionNbError
 
 # %% ../nbs/03_graph.ipynb #a6215b32
 class GraphError(FashionNbError, ValueError):

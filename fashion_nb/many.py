@@ -16,9 +16,11 @@ from importlib import import_module
 from pathlib import Path
 
 import joblib
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from .data import FashionMNIST, FashionNbError
+from .data.fashion_mnist import FashionMNIST
+from .core.errors import FashionNbError
 from .runs import Run, RunInUse
 from .settings import TrainConfig, TrainError
 from .train import run_folder, train
@@ -198,7 +200,10 @@ def _workers(
             yield {"backend": "dask", "client": client}, process_settings(joblib.cpu_count(), _share(client)), max(1, min(tries, allowed))
     elif jobs > 1:
         settings = process_settings(joblib.cpu_count(), jobs)
-        yield {"backend": "loky", "inner_max_num_threads": int(settings["OMP_NUM_THREADS"])}, settings, tries
+        try:
+            yield {"backend": "loky", "inner_max_num_threads": int(settings["OMP_NUM_THREADS"])}, settings, tries
+        finally:  # idle, each would keep its network in memory for five minutes, and whoever waits for its output
+            get_reusable_executor().shutdown(kill_workers=True)
     else:
         yield {"backend": "sequential"}, {}, tries
 

@@ -29,7 +29,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from .bug_for_bug import profiler_bugs, profiler_operations
-from .data import FashionNbError
+from .core.errors import FashionNbError
 from .gradient import gradient_of
 from .graph import model_graph, record_named
 from .traits import einsum_letters, kinds_of, positions_and_channels

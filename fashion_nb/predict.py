@@ -22,7 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import CLASS_NAMES, FashionMNIST, FashionNbError, load_fashion_mnist, split_validation, write_atomically
+from .data.idx import CLASS_NAMES
+from fashion_nb.data.fashion_mnist import (
+    FashionMNIST,
+    load_fashion_mnist,
+    split_validation,
+)
+from .core.errors import FashionNbError
+from .core.files import write_atomically
 from .models import build_model
 
 # %% ../nbs/08_predict.ipynb #1aab9d68

@@ -30,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import Split, write_atomically
+from .data.fashion_mnist import Split
+from .core.files import write_atomically
 from .models import build_model
 from .settings import TrainConfig, TrainError
 

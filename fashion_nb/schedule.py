@@ -16,7 +16,7 @@ from itertools import accumulate, count
 from math import ceil, inf
 from numbers import Integral
 
-from .data import FashionNbError
+from .core.errors import FashionNbError
 from .traits import kinds_of
 
 # %% ../nbs/03_schedule.ipynb #ccba7750

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 import numpy as np
 
 from .augment import AugmentError, parse_augmentation
-from .data import FashionNbError
+from .core.errors import FashionNbError
 from .models import ModelError, model_info
 
 # %% ../nbs/07_settings.ipynb #4e32a160

@@ -24,7 +24,10 @@ import numpy as np
 
 from .compare import mcnemar
 from .cost import model_cost
-from .data import CLASS_NAMES, FashionMNIST, FashionNbError, load_fashion_mnist, write_atomically
+from .data.idx import CLASS_NAMES
+from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
+from .core.errors import FashionNbError
+from .core.files import write_atomically
 from .distil import soft_labels_hash
 from fashion_nb.evaluate import (
     Evaluation,

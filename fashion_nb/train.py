@@ -21,10 +21,19 @@ from pathlib import Path
 import numpy as np
 
 from .augment import augmented, draw_augmentation, targets
-from .data import FashionMNIST, load_fashion_mnist, validation_rows
+from fashion_nb.data.fashion_mnist import (
+    FashionMNIST,
+    load_fashion_mnist,
+    validation_rows,
+)
 from .distil import beliefs, soft_labels_hash
 from .fast import fuse_normalisation
-from .interrupt import Interrupted, check_interrupt, interrupt_callback, interruptible
+from fashion_nb.core.interrupt import (
+    Interrupted,
+    check_interrupt,
+    interrupt_callback,
+    interruptible,
+)
 from .models import build_model, model_info
 from fashion_nb.runs import (
     CheckpointError,

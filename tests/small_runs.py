@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fashion_nb.data import FashionMNIST, Split
+from fashion_nb.data.fashion_mnist import FashionMNIST, Split
 from fashion_nb.runs import LOG_COLUMNS, load_run, read_checkpoint
 from fashion_nb.settings import TrainConfig
 from fashion_nb.train import train

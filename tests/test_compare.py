@@ -36,7 +36,9 @@ from fashion_nb.compare import (
     twins_to_json,
     welch,
 )
-from fashion_nb.data import CLASS_NAMES, FashionMNIST, FashionNbError, Split
+from fashion_nb.data.idx import CLASS_NAMES
+from fashion_nb.data.fashion_mnist import FashionMNIST, Split
+from fashion_nb.core.errors import FashionNbError
 from fashion_nb.evaluate import Evaluation, score, wilson_interval
 
 LABELS = np.repeat(np.arange(10, dtype=np.uint8), 100)

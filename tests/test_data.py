@@ -16,8 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fashion_nb.data import sources as sources_room
+from fashion_nb.data import fashion_mnist as fashion_mnist_room
 import fashion_nb.data as module
-from fashion_nb.data import FILES, DataError, DownloadError, cache_folder, download, fetch_fashion_mnist, load_fashion_mnist
+from fashion_nb.data.idx import FILES, DataError, DownloadError
+from fashion_nb.data.sources import cache_folder, download
+from fashion_nb.data.fashion_mnist import fetch_fashion_mnist, load_fashion_mnist
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
 
@@ -156,7 +160,7 @@ def test_a_folder_that_changed_after_it_was_verified_is_looked_at_again(packed, 
 
 @pytest.mark.parametrize("place", ["keras", "debian"])
 def test_each_place_on_the_machine_is_found_and_then_the_cache(place, packed, empty_home, contents):
-    folder = {"keras": empty_home / ".keras/datasets/fashion-mnist", "debian": module.DEBIAN_FOLDER}[place]
+    folder = {"keras": empty_home / ".keras/datasets/fashion-mnist", "debian": sources_room.DEBIAN_FOLDER}[place]
     linked(packed, folder)
     first, second = load_fashion_mnist(), load_fashion_mnist()
     assert {"keras": "Keras's cache", "debian": "Debian's package dataset-fashion-mnist"}[place] == first.source
@@ -294,7 +298,7 @@ def test_no_network_says_what_to_do(empty_home):
 
 
 def child(code, url):
-    program = f"from fashion_nb.data import *\nfrom fashion_nb.data import FILES\n{code.format(url=url)}"
+    program = f"from fashion_nb.UNKNOWN.data import *\nfrom fashion_nb.data.idx import FILES\n{code.format(url=url)}"
     return subprocess.Popen([sys.executable, "-c", program], env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -334,7 +338,7 @@ def program(folder, name, text):
 def test_debians_package_serves_where_the_hosts_are_out_of_reach(packed, empty_home, tmp_path, monkeypatch):
     tools = tmp_path / "bin"
     tools.mkdir()
-    inside = f'"$3/{module.DEBIAN_FOLDER.relative_to("/")}"'
+    inside = f'"$3/{sources_room.DEBIAN_FOLDER.relative_to("/")}"'
     program(tools, "apt-get", '#!/bin/sh\n[ "$1" = download ] && touch "$3.deb"\n')
     program(tools, "dpkg", f"#!/bin/sh\nmkdir -p {inside} && cp {packed}/*.gz {inside}\n")
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
@@ -346,7 +350,7 @@ def test_debians_package_serves_where_the_hosts_are_out_of_reach(packed, empty_h
 def test_a_full_disk_while_the_package_is_unpacked_is_one_sentence(packed, empty_home, tmp_path, monkeypatch):
     tools = tmp_path / "bin"
     tools.mkdir()
-    inside = f'"$3/{module.DEBIAN_FOLDER.relative_to("/")}"'
+    inside = f'"$3/{sources_room.DEBIAN_FOLDER.relative_to("/")}"'
     program(tools, "apt-get", '#!/bin/sh\n[ "$1" = download ] && touch "$3.deb"\n')
     program(tools, "dpkg", f"#!/bin/sh\nmkdir -p {inside} && cp {packed}/*.gz {inside}\n")
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
@@ -385,7 +389,7 @@ def test_a_later_load_takes_a_small_part_of_the_first(packed, empty_home):
 
 
 def test_labels_and_images_stay_together_in_a_split(data):
-    train, validation = module.split_validation(data.train, 5_000, seed=3)
+    train, validation = fashion_mnist_room.split_validation(data.train, 5_000, seed=3)
     images = {image.tobytes(): label for image, label in zip(data.train.images, data.train.labels)}
     for part in (train, validation):
         assert all(images[image.tobytes()] == label for image, label in zip(part.images[:500], part.labels[:500]))

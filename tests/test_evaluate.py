@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fashion_nb.data import CLASS_NAMES, FashionMNIST, Split, split_validation
+from fashion_nb.data.idx import CLASS_NAMES
+from fashion_nb.data.fashion_mnist import FashionMNIST, Split, split_validation
 from fashion_nb.evaluate import (
     PUBLISHED_ACCURACY,
     SMALLEST,

@@ -21,7 +21,7 @@ import fashion_nb.many
 import fashion_nb.store
 import fashion_nb.train
 from fashion_nb.cli import cli, run
-from fashion_nb.data import FashionNbError
+from fashion_nb.core.errors import FashionNbError
 from fashion_nb.experiments import (
     GRIDS,
     ExperimentError,

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import numpy as np
 import pytest
 
 import fashion_nb.many as many_module
-from fashion_nb.data import DataError, FashionMNIST, Split
+from fashion_nb.data.idx import DataError
+from fashion_nb.data.fashion_mnist import FashionMNIST, Split
 from fashion_nb.many import outcomes_table, process_settings, simulate_devices, train_many
-from fashion_nb.runs import list_runs, load_run
+from fashion_nb.runs import list_runs, read_checkpoint
 from fashion_nb.settings import TrainConfig, TrainError
 from fashion_nb.train import check_shares, placed, train
 
@@ -32,17 +32,25 @@ def few(data, size):
 # --- several devices ---------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import json, sys
+import json, shutil, sys
+from pathlib import Path
+
 import fashion_nb.train
-from fashion_nb.data import FashionMNIST, FashionNbError, Split, load_fashion_mnist
+from fashion_nb.data.fashion_mnist import FashionMNIST, Split, load_fashion_mnist
+from fashion_nb.core.errors import FashionNbError
 from fashion_nb.many import simulate_devices
 
 devices = int(sys.argv[1])
 if devices > 1:
     simulate_devices(devices)
 whole = load_fashion_mnist()
-for folder, size, config in json.loads(sys.argv[2]):
+for folder, size, config, begun in json.loads(sys.argv[2]):
     data = FashionMNIST(Split(whole.train.images[:size], whole.train.labels[:size]), whole.test, "few", whole.folder)
+    if begun:  # a copy of this run, as if it had been cut off in its second epoch
+        shutil.copytree(begun, folder)
+        (Path(folder) / "checkpoints" / "epoch-0002.npz").unlink()
+        record = Path(folder) / "record.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "interrupted"}))
     try:
         fashion_nb.train.train(fashion_nb.train.TrainConfig(**config), folder, data, progress=False)
     except FashionNbError as error:
@@ -51,7 +59,8 @@ for folder, size, config in json.loads(sys.argv[2]):
 FULL = {"epochs": 2, "batch_size": 100, "learning_rate": 0.002, "augmentation": "shift=2+flip+erase+mixup", "average": 0.9,
         "optimizer": "adamw", "weight_decay": 0.01, "validation_size": 200}
 PLAIN = {"epochs": 1, "batch_size": 100, "learning_rate": 0.002, "validation_size": 100}
-CASES = {"full": (1_240, FULL), "normalised": (500, PLAIN | {"model": "conv8v/2 conv8v/2 flat"}), "affine": (400, PLAIN | {"augmentation": "first_set"})}
+CASES = {"full": (640, FULL), "normalised": (500, PLAIN | {"model": "conv8v/2 conv8v/2 flat"}), "affine": (400, PLAIN | {"augmentation": "first_set"})}
+ODD = [(400, {"batch_size": 101}), (333, {}), (401, {"validation_size": 101})]
 
 
 def on_devices(backend, devices, asked):
@@ -75,25 +84,40 @@ def largest_difference(first, second, part):
     return max(float(np.abs(first[name].astype(float) - second[name]).max()) for name in first if name.startswith(part))
 
 
-@pytest.fixture(scope="module", params=["tensorflow", "jax"])
+def orders(folder, names):
+    "By the number of devices that train: the cases; what cannot be shared; and runs that were begun on the other number."
+    how = {1: "none", 2: "data_parallel"}
+    cases = {count: [(f"{folder}/{name}-{count}", size, config | {"distribution": how[count]}, None)
+                     for name, (size, config) in CASES.items() if name in names] for count in how}
+    odd = [(f"{folder}/odd-{k}", size, PLAIN | change | {"distribution": how[2]}, None) for k, (size, change) in enumerate(ODD)]
+    size, config = CASES["full"]
+    moved = {count: [(f"{folder}/moved-to-{count}", size, config | {"distribution": how[count]}, f"{folder}/full-{3 - count}")] for count in how}
+    return cases[1], cases[2] + odd + moved[2], moved[1]
+
+
+def each_backend():
+    "A process each that trains on one of its two devices, and on both; slow: all cases, on one device in a process that has no other."
+    for backend, names in {"tensorflow": list(CASES), "jax": ["full"]}.items():  # JAX compiles each for half a minute
+        yield pytest.param((backend, names, False), id=backend)
+        yield pytest.param((backend, list(CASES), True), id=f"{backend}-apart", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=each_backend())
 def on_both(request, tmp_path_factory):
-    "The cases on one device and on two; then a run that changes from two to one, and one that changes from one to two."
-    pytest.importorskip(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    for devices, how in ((1, "none"), (2, "data_parallel")):
-        asked = [(str(folder / f"{name}-{devices}"), size, config | {"distribution": how}) for name, (size, config) in CASES.items()]
-        if devices == 2:
-            asked += [(str(folder / f"odd-{k}"), size, PLAIN | change | {"distribution": how}) for k, (size, change) in enumerate(ODD)]
-        refused = on_devices(request.param, devices, asked)
-    return folder, request.param, refused
-
-
-ODD = [(400, {"batch_size": 101}), (333, {}), (401, {"validation_size": 101})]
+    "The cases on one device and on two; then a run that changes from one to two, and one that changes from two to one."
+    backend, names, apart = request.param
+    pytest.importorskip(backend)
+    folder = tmp_path_factory.mktemp(backend)
+    one, two, back = orders(folder, names)
+    refused = {}
+    for devices, asked in ((1, one), (2, two), (1, back)) if apart else ((2, one + two + back),):
+        refused |= on_devices(backend, devices, asked)
+    return folder, backend, refused, names
 
 
 def test_two_devices_give_what_one_gives(on_both):
-    folder, backend, _ = on_both
-    for name in CASES:
+    folder, backend, _, names = on_both
+    for name in names:
         one, two = arrays(folder / f"{name}-1", epoch=1), arrays(folder / f"{name}-2", epoch=1)
         histories = [load_run_history(folder / f"{name}-{devices}") for devices in (1, 2)]
         if name == "normalised" and backend == "tensorflow":  # each device normalises its own part of the batch
@@ -106,6 +130,7 @@ def test_two_devices_give_what_one_gives(on_both):
     assert largest_difference(*last, "net/") < 1e-3
     assert largest_difference(*last, "averaged/") < 1e-3
     assert load_record(folder / "full-2")["device"].startswith("2 devices")
+    assert not load_record(folder / "full-1")["device"].startswith("2 devices")
 
 
 def load_record(folder):
@@ -119,7 +144,7 @@ def load_run_history(folder):
 
 
 def test_what_cannot_be_shared_is_refused_before_anything_is_written(on_both):
-    folder, _, refused = on_both
+    folder, _, refused, _ = on_both
     assert sorted(refused) == [str(folder / f"odd-{k}") for k in range(3)]
     for (text, what) in zip((refused[name] for name in sorted(refused)), ("a batch has 101", "last batch of an epoch has 33", "held-out images has 101")):
         assert what in text and "2 devices" in text and "multiples of 2" in text
@@ -127,21 +152,14 @@ def test_what_cannot_be_shared_is_refused_before_anything_is_written(on_both):
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_a_run_goes_on_on_another_number_of_devices(on_both, first, tmp_path):
-    import shutil
-
-    folder, backend, _ = on_both
-    moved = tmp_path / "moved"
-    shutil.copytree(folder / f"full-{first}", moved)
-    (moved / "checkpoints" / "epoch-0002.npz").unlink()
-    (moved / "record.json").write_text(json.dumps(load_record(moved) | {"status": "interrupted"}))
-    second = 3 - first
-    size, config = CASES["full"]
-    assert not on_devices(backend, second, [(str(moved), size, config | {"distribution": "data_parallel" if second == 2 else "none"})])
+def test_a_run_resumes_on_another_number_of_devices(on_both, first):
+    folder, *_ = on_both
+    begun, moved = folder / f"full-{first}", folder / f"moved-to-{3 - first}"
     record = load_record(moved)
-    assert record["status"] == "finished" and len(record["sessions"]) == 2
-    assert largest_difference(arrays(moved, 1), arrays(folder / f"full-{first}", 1), "net/") == 0
-    assert largest_difference(arrays(moved), arrays(folder / f"full-{first}"), "net/") < 1e-3
+    assert record["status"] == "finished"
+    assert [session["device"].startswith("2 devices") for session in record["sessions"]] == [first == 2, first == 1]
+    assert largest_difference(arrays(moved, 1), arrays(begun, 1), "net/") == 0
+    assert largest_difference(arrays(moved), arrays(begun), "net/") < 1e-3
 
 
 def test_equal_shares():
@@ -226,70 +244,77 @@ def test_a_run_that_kills_its_process_is_given_up_and_the_others_are_not(tmp_pat
     assert not (tmp_path / "fatal").exists()
 
 
-def begun(folder):
-    "The runs so far; one that is just beginning has no record yet, which `list_runs` would say in a warning."
-    return [load_run(path.parent) for path in sorted(folder.glob("*/record.json"))]
+class Deadly:
+    "Data with which the first process that finishes an epoch of a run kills itself, with all of its files in place."
+
+    def __init__(self, data, marker):
+        self.data, self.marker = data, marker
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+    @property
+    def train(self):
+        import fashion_nb.train
+
+        marker, usual = self.marker, fashion_nb.train.Watcher.epoch
+
+        def epoch(watcher, history):
+            usual(watcher, history)
+            try:
+                with marker.open("x") as file:  # nobody else is to die
+                    file.write(str(os.getpid()))
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        fashion_nb.train.Watcher.epoch = epoch
+        return self.data.train
 
 
-def kill_one(folder, patience=300):
-    "Kill the process of the first run that has finished an epoch and has more to do; tells the run, the process and its log."
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        for run in begun(folder):
-            if run.status == "running" and 1 <= len(run.history) < run.config.epochs:
-                process = int((run.folder / "process").read_text())
-                assert process != os.getpid()
-                os.kill(process, signal.SIGKILL)
-                return run.folder.name, process, (run.folder / "log.csv").read_text()
-        time.sleep(0.01)
-    raise AssertionError("no run came so far")
-
-
-def check_survivors(folder, runs, configs, killed):
+def check_survivors(folder, runs, configs, marker):
     "Every run is finished once, in order; only what was cut off was begun twice, and no finished epoch was trained again."
-    name, process, log = killed
+    assert marker.exists()
     assert [run.config for run in runs] == configs
     assert {run.status for run in runs} == {"finished"}
     assert len(list_runs(folder)) == len(configs)
     assert not [path for path in folder.iterdir() if path.name.startswith(".many-")]
     for run in runs:
-        processes = [session["process"] for session in run.record["sessions"]]
         assert len(run.history) == run.config.epochs and (run.folder / "model.keras").exists()
-        assert processes.count(process) <= 1 or run.folder.name != name
-    cut = load_run(folder / name)
-    assert [session["process"] == process for session in cut.record["sessions"]] == [True, False]
-    assert (cut.folder / "log.csv").read_text().startswith(log)
+    dead, processes = int(marker.read_text()), {run.folder: [session["process"] for session in run.record["sessions"]] for run in runs}
+    assert dead != os.getpid() and sum(starts.count(dead) for starts in processes.values() if len(starts) > 1) == 1
+    [cut] = [run for run in runs if processes[run.folder][0] == dead != processes[run.folder][-1]]
+    first, second = read_checkpoint(cut.checkpoints[2])[1]
+    assert first["time"] < marker.stat().st_mtime < second["time"]  # the epoch before the kill was not trained again
     return cut
 
 
-FOUR = [replace(QUICK, epochs=3, seed=seed) for seed in range(4)]
+THREE = [replace(QUICK, epochs=2, seed=seed) for seed in range(3)]
 
 
 def test_a_killed_worker_of_a_cluster_loses_and_doubles_nothing(data, tmp_path):
     distributed = pytest.importorskip("distributed")
-    folder, small = tmp_path / "runs", few(data, 500)
-    with distributed.LocalCluster(**PLACE) as cluster, ThreadPoolExecutor(1) as pool:
-        killing = pool.submit(kill_one, folder)
-        runs = train_many(FOUR, folder, dask=cluster.scheduler_address, data=small, progress=False)
-        cut = check_survivors(folder, runs, FOUR, killing.result())
-        assert outcomes_table(runs).starts.sum() == 5
-        assert all(len(run.record["sessions"]) == 1 for run in runs if run.folder != cut.folder)
+    folder, small, marker = tmp_path / "runs", few(data, 300), tmp_path / "somebody has died"
+    with distributed.LocalCluster(**PLACE) as cluster:
+        runs = train_many(THREE, folder, dask=cluster.scheduler_address, data=Deadly(small, marker), progress=False)
+        cut = check_survivors(folder, runs, THREE, marker)
+        assert outcomes_table(runs).starts.sum() == 4
         [whole] = train_many([cut.config], tmp_path / "whole", dask=cluster.scheduler_address, data=small, progress=False)
         assert len(whole.record["sessions"]) == 1
-        ours, theirs = arrays(cut.folder), arrays(whole.folder)
-        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs), "the weights differ from those of a run that was not cut"
         before = {run.folder: (run.folder / "record.json").read_bytes() for run in runs}
-        assert [run.folder for run in train_many(FOUR, folder, dask=cluster.scheduler_address, progress=False)] == list(before)
+        assert [run.folder for run in train_many(THREE, folder, dask=cluster.scheduler_address, progress=False)] == list(before)
         assert {path: (path / "record.json").read_bytes() for path in before} == before
+    ours, theirs = arrays(cut.folder), arrays(whole.folder)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs), "the weights differ from those of a run that was not cut"
 
 
 @pytest.mark.slow
 def test_a_killed_process_of_this_machine_loses_and_doubles_nothing(data, tmp_path):
-    folder = tmp_path / "runs"
-    with ThreadPoolExecutor(1) as pool:
-        killing = pool.submit(kill_one, folder)
-        runs = train_many(FOUR, folder, jobs=2, data=few(data, 500), progress=False)
-        check_survivors(folder, runs, FOUR, killing.result())
+    marker = tmp_path / "somebody has died"
+    runs = train_many(THREE, tmp_path / "runs", jobs=2, data=Deadly(few(data, 300), marker), progress=False)
+    check_survivors(tmp_path / "runs", runs, THREE, marker)
 
 
 def test_a_run_that_kills_its_worker_is_given_up_and_the_others_are_not(tmp_path):

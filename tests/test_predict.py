@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fashion_nb import predict as module
-from fashion_nb.data import CLASS_NAMES
+from fashion_nb.data.idx import CLASS_NAMES
 from fashion_nb.predict import (
     FALSE_ALARMS, PredictError, load_novelty, load_pretrained, predict, predict_files, prepare, pretrained_names, shipped_details,
 )  # fmt: skip

@@ -21,7 +21,7 @@ from small_runs import made_data, made_split
 import fashion_nb.store
 from fashion_nb.compare import compare
 from fashion_nb.cost import model_cost
-from fashion_nb.data import Split
+from fashion_nb.data.fashion_mnist import Split
 from fashion_nb.distil import soft_labels_hash
 from fashion_nb.evaluate import evaluate, from_half, score, to_half
 from fashion_nb.experiments import GRIDS
@@ -658,7 +658,7 @@ def test_what_pip_installs_is_at_most_12_megabytes(installed):
 def test_an_installed_package_has_its_leaderboard_and_says_which_answers_it_lacks(installed, tmp_path):
     code = """
 import json
-from fashion_nb.data import FashionNbError
+from fashion_nb.core.errors import FashionNbError
 from fashion_nb.store import leaderboard, load_records
 
 records = {record.name: record for record in load_records()}

@@ -17,7 +17,7 @@ from small_runs import leftovers, made_data
 
 import fashion_nb.runs as runs_module
 import fashion_nb.train as train_module
-from fashion_nb.data import DataError
+from fashion_nb.data.idx import DataError
 from fashion_nb.evaluate import EvaluateError, Evaluation, evaluate, load_evaluation, plot_mistakes, score, wilson_interval
 from fashion_nb.runs import LOG_COLUMNS, load_run
 from fashion_nb.settings import TrainConfig, TrainError

@@ -564,7 +564,7 @@ print(json.dumps([run.record["backend"], run.record["tensorboard"], [one["backen
 
 
 ACCURACIES = """
-from fashion_nb.data import load_fashion_mnist
+from fashion_nb.data.fashion_mnist import load_fashion_mnist
 whole = load_fashion_mnist()
 data = FashionMNIST(Split(whole.train.images[:6000], whole.train.labels[:6000]), whole.test, "the first 6,000 images", whole.folder)
 found = []
