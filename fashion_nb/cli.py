@@ -181,7 +181,7 @@ def models_command():
     Example:
       fashion_nb models
     """
-    from fashion_nb.models import list_models, model_info
+    from fashion_nb.models.zoo import list_models, model_info
 
     for name in list_models():
         info = model_info(name)
@@ -209,7 +209,7 @@ def _opened(
     input_shape: tuple | None = None,  # for a model of keras.applications
 ):  # a Keras model
     "Build or load a model, quietly."
-    from fashion_nb.models import check_model_name, open_model
+    from fashion_nb.models.files import check_model_name, open_model
 
     check_model_name(name)
     _start_keras()
@@ -520,7 +520,7 @@ def predict_command(files, model, as_json):
       fashion_nb predict wardrobe/ --json
       fashion_nb predict shoe.jpg --model budget_1m
     """
-    from fashion_nb.models import load_saved
+    from fashion_nb.models.files import load_saved
     from fashion_nb.predict import check_pretrained, predict_files
     from fashion_nb.runs import load_run
 
@@ -543,7 +543,7 @@ def verify_counts(
 ) -> list[dict]:  # for each: model, ours, witness, equal
     "FLOPs of each model in the profiler's convention, beside what keras-flops counts on its own."
     from fashion_nb.cost import model_cost
-    from fashion_nb.models import build_model
+    from fashion_nb.models.zoo import build_model
     from fashion_nb.oracles import keras_flops_count
 
     rows = []
@@ -647,7 +647,7 @@ def count_and_verify(
 ) -> dict:  # "costs" and "fields": model: report; "verification": rows of `verify_counts`
     "What the networks cost and see, with the witness's word on it; nothing is trained."
     from fashion_nb.cost import model_cost
-    from fashion_nb.models import build_model
+    from fashion_nb.models.zoo import build_model
     from fashion_nb.receptive_field import receptive_field
 
     models = {name: build_model(name) for name in names}

@@ -33,7 +33,8 @@ from fashion_nb.data.fashion_mnist import (
 from .core.errors import FashionNbError
 from .core.files import write_atomically
 from .core.interrupt import interrupt_callback
-from .models import ModelError, load_saved
+from .models.words import ModelError
+from .models.files import load_saved
 from .runs import Run, data_hashes, device_name, git_commit, load_run
 from .settings import TrainError
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from .bug_for_bug import profiler_bugs, profiler_operations
 from .core.errors import FashionNbError
-from .gradient import gradient_of
+from .models.gradient import gradient_of
 from .graph import model_graph, record_named
 from .traits import einsum_letters, kinds_of, positions_and_channels
 

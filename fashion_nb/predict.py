@@ -30,7 +30,7 @@ from fashion_nb.data.fashion_mnist import (
 )
 from .core.errors import FashionNbError
 from .core.files import write_atomically
-from .models import build_model
+from .models.zoo import build_model
 
 # %% ../nbs/08_predict.ipynb #1aab9d68
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # Pillow's names

@@ -18,7 +18,7 @@ from html import escape
 import numpy as np
 
 from .core.errors import FashionNbError
-from .gradient import gradient_of
+from .models.gradient import gradient_of
 from .graph import GraphError, model_graph, record_named
 from .traits import einsum_letters, kinds_of
 

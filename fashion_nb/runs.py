@@ -32,7 +32,7 @@ import numpy as np
 
 from .data.fashion_mnist import Split
 from .core.files import write_atomically
-from .models import build_model
+from .models.zoo import build_model
 from .settings import TrainConfig, TrainError
 
 # %% ../nbs/07_runs.ipynb #addea69b

@@ -17,7 +17,8 @@ import numpy as np
 
 from .augment import AugmentError, parse_augmentation
 from .core.errors import FashionNbError
-from .models import ModelError, model_info
+from .models.words import ModelError
+from .models.zoo import model_info
 
 # %% ../nbs/07_settings.ipynb #4e32a160
 SCHEDULES = ("constant", "cosine", "one_cycle", "steps")

@@ -38,7 +38,7 @@ from fashion_nb.evaluate import (
     score,
     wilson_interval,
 )
-from .models import build_model
+from .models.zoo import build_model
 from .runs import Run, data_hashes, read_json
 from .settings import TrainConfig, TrainError
 from .train import find_record, run_folder, train

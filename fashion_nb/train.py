@@ -34,7 +34,7 @@ from fashion_nb.core.interrupt import (
     interrupt_callback,
     interruptible,
 )
-from .models import build_model, model_info
+from .models.zoo import build_model, model_info
 from fashion_nb.runs import (
     CheckpointError,
     Run,

@@ -38,7 +38,7 @@ def plain_fit(name, count):
     "An epoch as one would write it first."
     import keras
 
-    from fashion_nb.models import build_model
+    from fashion_nb.models.zoo import build_model
 
     images, labels = made_up(count)
     model = build_model(name)
@@ -199,7 +199,7 @@ def best_torch(name, count, precision, quick):
 def training_flops(name):
     "Arithmetic of one image in a training step: forwards, by the weights, and by what each layer takes in, but for the image."
     from fashion_nb.cost import model_cost
-    from fashion_nb.models import build_model
+    from fashion_nb.models.zoo import build_model
 
     cost = model_cost(build_model(name))
     first = next(layer.macs for layer in cost.layers if layer.macs)

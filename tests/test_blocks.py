@@ -10,9 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fashion_nb.blocks import ACTIVATIONS, ModelError, is_description, parse_blocks
+from fashion_nb.models.words import (
+    ACTIVATIONS,
+    ModelError,
+    is_description,
+    parse_blocks,
+)
 from fashion_nb.cost import model_cost
-from fashion_nb.models import build_model, list_models, model_info, open_model
+from fashion_nb.models.zoo import build_model, list_models, model_info
+from fashion_nb.models.files import open_model
 
 # An account of its own: words in, MACs and parameters out
 

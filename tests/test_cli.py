@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fashion_nb.cost import CONVENTIONS
-from fashion_nb.models import list_models
+from fashion_nb.models.zoo import list_models
 
 
 def fashion_nb(*arguments, cwd=None, timeout=300, **environment):
@@ -255,7 +255,7 @@ def test_what_cannot_be_counted_is_one_line(arguments, message, saved):
 
 def test_sides_of_models_with_other_layers():
     from fashion_nb.cli import _field_rows
-    from fashion_nb.models import build_model
+    from fashion_nb.models.zoo import build_model
     from fashion_nb.receptive_field import receptive_field
 
     rows = _field_rows({name: receptive_field(build_model(name)) for name in ("stride_1", "mnist_classifier_32p_64p")})

@@ -15,7 +15,7 @@ import keras
 from benchmark_cost import against_keras_flops, best, chain
 from fashion_nb.arithmetic import Term, Work, register_handler
 from fashion_nb.cost import CONVENTIONS, CostError, Device, bit_operations, compare_costs, model_cost, plot_costs, plot_roofline, roofline
-from fashion_nb.models import build_model
+from fashion_nb.models.zoo import build_model
 from fashion_nb.oracles import keras_flops_count
 from keras import layers
 

@@ -35,7 +35,7 @@ from fashion_nb.experiments import (
     plot_scale,
     run_grid,
 )
-from fashion_nb.models import build_model
+from fashion_nb.models.zoo import build_model
 from fashion_nb.runs import list_runs
 from fashion_nb.settings import TrainConfig, TrainError
 from fashion_nb.store import Record, StoreError, load_records, run_experiment

@@ -29,7 +29,7 @@ from fashion_nb.frontier import (
     timed_runs,
     warm_up,
 )
-from fashion_nb.models import build_model, model_info
+from fashion_nb.models.zoo import build_model, model_info
 from fashion_nb.predict import load_pretrained, pretrained_names
 from fashion_nb.store import StoreError, leaderboard, load_records, published_points, store_folder
 

@@ -24,7 +24,7 @@ def names(model, **options):
 
 
 def test_sequential_equals_keras_list(keras):
-    from fashion_nb.models import build_model
+    from fashion_nb.models.zoo import build_model
 
     model = build_model("stride_2")
     calls = model_graph(model).calls

@@ -3,7 +3,8 @@ import keras
 import numpy as np
 import pytest
 
-from fashion_nb.models import ModelError, build_model, list_models, model_info, prune_magnitude
+from fashion_nb.models.words import ModelError
+from fashion_nb.models.zoo import build_model, list_models, model_info, prune_magnitude
 
 VARIANTS = [name for name in list_models() if name.startswith("stride_1_")]
 

@@ -231,7 +231,7 @@ def test_dead_worker_is_replaced():
 
 
 def test_activation_memory_against_xla():
-    from fashion_nb.models import build_model
+    from fashion_nb.models.zoo import build_model
 
     assert xla_temporary_bytes(build_model("stride_2", rescale=False)) == 4 * (13_520 + 5_760)
 

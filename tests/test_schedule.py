@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fashion_nb.graph import model_graph
-from fashion_nb.models import build_model
+from fashion_nb.models.zoo import build_model
 from fashion_nb.schedule import ScheduleError, best_order, lives, memory_steps, model_tensors, peak_of, schedule_model, total_kept
 
 

@@ -14,7 +14,7 @@ import fashion_nb.distil
 import fashion_nb.settings
 from fashion_nb.augment import parse_augmentation
 from fashion_nb.data.fashion_mnist import Split
-from fashion_nb.models import list_models
+from fashion_nb.models.zoo import list_models
 from fashion_nb.runs import data_hashes, latest_checkpoint
 from fashion_nb.settings import OPTIMIZERS, SCHEDULES, TrainConfig, TrainError, make_optimizer, parse_teacher, schedule_share
 from fashion_nb.train import train

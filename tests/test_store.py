@@ -25,7 +25,7 @@ from fashion_nb.data.fashion_mnist import Split
 from fashion_nb.distil import soft_labels_hash
 from fashion_nb.evaluate import evaluate, from_half, score, to_half
 from fashion_nb.experiments import GRIDS
-from fashion_nb.models import build_model
+from fashion_nb.models.zoo import build_model
 from fashion_nb.runs import data_hashes, load_run
 from fashion_nb.settings import TrainConfig
 from fashion_nb.store import (

@@ -537,7 +537,7 @@ def test_on_jax_without_tensorflow(cut_off, tmp_path):
     checkpoint_path(cut_off, 4).unlink()
     code = """
 import dataclasses, shutil
-from fashion_nb.models import load_saved
+from fashion_nb.models.files import load_saved
 from fashion_nb.runs import checkpoint_path
 from fashion_nb.train import resume
 config, folder, begun = TrainConfig.from_json(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
