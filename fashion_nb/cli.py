@@ -272,7 +272,7 @@ def cost_command(models, layer, verify, output, as_json, **counting):
         from fashion_nb.oracles import verify_cost
 
         return _verified(verify_cost(opened[0], batch_size=counting["batch_size"], input_shape=counting["input_shape"]), as_json)
-    from fashion_nb.cost import compare_costs, model_cost
+    from fashion_nb.analysis.cost import compare_costs, model_cost
 
     reports = [model_cost(model, **counting) for model in opened]
     if len(reports) > 1:
@@ -322,7 +322,7 @@ def field_command(model, input_shape, verify, as_json):
       fashion_nb field stride_2
       fashion_nb field keras.applications.VGG16
     """
-    from fashion_nb.receptive_field import receptive_field
+    from fashion_nb.analysis.field import receptive_field
 
     opened = _opened(model, input_shape)
     if verify:
@@ -542,7 +542,7 @@ def verify_counts(
     names: list[str],  # models of the zoo
 ) -> list[dict]:  # for each: model, ours, witness, equal
     "FLOPs of each model in the profiler's convention, beside what keras-flops counts on its own."
-    from fashion_nb.cost import model_cost
+    from fashion_nb.analysis.cost import model_cost
     from fashion_nb.models.zoo import build_model
     from fashion_nb.oracles import keras_flops_count
 
@@ -646,9 +646,9 @@ def count_and_verify(
     names: tuple[str, ...],  # models of the zoo
 ) -> dict:  # "costs" and "fields": model: report; "verification": rows of `verify_counts`
     "What the networks cost and see, with the witness's word on it; nothing is trained."
-    from fashion_nb.cost import model_cost
+    from fashion_nb.analysis.cost import model_cost
     from fashion_nb.models.zoo import build_model
-    from fashion_nb.receptive_field import receptive_field
+    from fashion_nb.analysis.field import receptive_field
 
     models = {name: build_model(name) for name in names}
     return {

@@ -28,11 +28,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .bug_for_bug import profiler_bugs, profiler_operations
+from .analysis.profiler_faults import profiler_bugs
+from .analysis.profiler_rules import profiler_operations
 from .core.errors import FashionNbError
 from .models.gradient import gradient_of
-from .graph import model_graph, record_named
-from .traits import einsum_letters, kinds_of, positions_and_channels
+from .analysis.graph import model_graph
+from .analysis.records import record_named
+from .analysis.traits import einsum_letters, kinds_of, positions_and_channels
 
 # %% ../nbs/06_oracles.ipynb #b6c3f498
 class OracleError(FashionNbError):
@@ -1383,7 +1385,7 @@ def _by_call(
 
 # %% ../nbs/06_oracles.ipynb #99b02f58
 def _resolved(
-    analyser,  # a function, or its name such as 'fashion_nb.cost:model_cost'
+    analyser,  # a function, or its name such as 'fashion_nb.analysis.cost:model_cost'
 ) -> Callable:  # the function
     "The analyser that is to be checked, looked up only now; `OracleError` if there is none of that name."
     if callable(analyser):
@@ -1391,7 +1393,7 @@ def _resolved(
     try:
         return pkgutil.resolve_name(analyser)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise OracleError(f"cannot find the analyser {analyser!r} ({error}): expected a function, or a name such as 'fashion_nb.cost:model_cost'") from error
+        raise OracleError(f"cannot find the analyser {analyser!r} ({error}): expected a function, or a name such as 'fashion_nb.analysis.cost:model_cost'") from error
 
 
 def _compared(
@@ -1492,7 +1494,7 @@ def _everything_rows(
 # %% ../nbs/06_oracles.ipynb #92150a59
 def verify_cost(
     model,  # a built Keras model
-    analyser="fashion_nb.cost:model_cost",  # the function to check, or its name
+    analyser="fashion_nb.analysis.cost:model_cost",  # the function to check, or its name
     batch_size: int = 1,  # examples
     input_shape=None,  # for open sizes, as the analyser takes it
     timeout: float = 300,  # seconds for each witness
@@ -1548,7 +1550,7 @@ def _field_rows(
 
 def verify_field(
     model,  # a built Keras model with one image as its input
-    analyser="fashion_nb.receptive_field:receptive_field",  # the function to check, or its name
+    analyser="fashion_nb.analysis.field:receptive_field",  # the function to check, or its name
     layers: list[str] | None = None,  # names of layers; None for at most `most` of them, the last one with places among them
     most: int = 24,  # how many layers are measured if they are not named
     squeeze_excitation: bool = True,  # do factors count that are the same at all places?

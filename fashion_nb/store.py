@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from .compare import mcnemar
-from .cost import model_cost
+from .analysis.cost import model_cost
 from .data.idx import CLASS_NAMES
 from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from .core.errors import FashionNbError

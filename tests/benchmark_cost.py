@@ -31,7 +31,7 @@ def against_keras_flops(name="ResNet50"):
     "Seconds of the whole report, seconds of keras-flops, and how many times faster the report is."
     import keras
 
-    from fashion_nb.cost import model_cost
+    from fashion_nb.analysis.cost import model_cost
     from fashion_nb.oracles import keras_flops_count
 
     model = getattr(keras.applications, name)(weights=None)
@@ -45,7 +45,7 @@ def against_keras_flops(name="ResNet50"):
 
 def growth(depths=(50, 100, 200, 400, 800)):
     "Seconds for each depth of a chain."
-    from fashion_nb.cost import model_cost
+    from fashion_nb.analysis.cost import model_cost
 
     return {depth: best(lambda model=chain(depth): model_cost(model), 3) for depth in depths}
 

@@ -198,7 +198,7 @@ def best_torch(name, count, precision, quick):
 
 def training_flops(name):
     "Arithmetic of one image in a training step: forwards, by the weights, and by what each layer takes in, but for the image."
-    from fashion_nb.cost import model_cost
+    from fashion_nb.analysis.cost import model_cost
     from fashion_nb.models.zoo import build_model
 
     cost = model_cost(build_model(name))

@@ -14,7 +14,7 @@ import fashion_nb.cli as cli
 import fashion_nb.settings as settings
 from fashion_nb.augment import AUGMENTATIONS, AugmentError, augmented, draw_augmentation, parse_augmentation, targets
 from fashion_nb.models.words import BLOCKS, ModelError, block_table, is_description
-from fashion_nb.cost import model_cost
+from fashion_nb.analysis.cost import model_cost
 from fashion_nb.models.zoo import MODELS, build_model, list_models, model_info
 from fashion_nb.settings import TrainConfig, TrainError
 from fashion_nb.store import load_records

@@ -6,10 +6,12 @@ from collections import Counter
 
 import pytest
 
-from fashion_nb.arithmetic import layer_work
-from fashion_nb.bug_for_bug import profiler_bugs, profiler_count, profiler_counts
-from fashion_nb.cost import model_cost
-from fashion_nb.graph import model_graph
+from fashion_nb.analysis.operations import layer_work
+from fashion_nb.analysis.profiler_faults import profiler_bugs
+from fashion_nb.analysis.profiler_rules import profiler_count
+from fashion_nb.analysis.tf_profiler import profiler_counts
+from fashion_nb.analysis.cost import model_cost
+from fashion_nb.analysis.graph import model_graph
 from fashion_nb.oracles import keras_flops_count
 
 keras = pytest.importorskip("keras")

@@ -24,8 +24,16 @@ from keras import layers as L
 from keras import ops
 
 from fashion_nb import arithmetic
-from fashion_nb.arithmetic import FREE, HANDLERS, UNKNOWN, CostError, Term, Work, is_known, layer_work, register_handler
-from fashion_nb.graph import model_graph
+from fashion_nb.analysis.operations import (
+    FREE,
+    HANDLERS,
+    UNKNOWN,
+    is_known,
+    layer_work,
+    register_handler,
+)
+from fashion_nb.analysis.terms import CostError, Term, Work
+from fashion_nb.analysis.graph import model_graph
 
 CASES = {}  # name: function, shapes of its inputs, dtype
 

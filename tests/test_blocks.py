@@ -16,7 +16,7 @@ from fashion_nb.models.words import (
     is_description,
     parse_blocks,
 )
-from fashion_nb.cost import model_cost
+from fashion_nb.analysis.cost import model_cost
 from fashion_nb.models.zoo import build_model, list_models, model_info
 from fashion_nb.models.files import open_model
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fashion_nb.cost import CONVENTIONS
+from fashion_nb.analysis.report import CONVENTIONS
 from fashion_nb.models.zoo import list_models
 
 
@@ -256,7 +256,7 @@ def test_what_cannot_be_counted_is_one_line(arguments, message, saved):
 def test_sides_of_models_with_other_layers():
     from fashion_nb.cli import _field_rows
     from fashion_nb.models.zoo import build_model
-    from fashion_nb.receptive_field import receptive_field
+    from fashion_nb.analysis.field import receptive_field
 
     rows = _field_rows({name: receptive_field(build_model(name)) for name in ("stride_1", "mnist_classifier_32p_64p")})
     assert {row["name"]: row["sizes"] for row in rows}["conv3"] == [(7, 7), ()]

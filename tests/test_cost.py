@@ -13,8 +13,12 @@ import pytest
 
 import keras
 from benchmark_cost import against_keras_flops, best, chain
-from fashion_nb.arithmetic import Term, Work, register_handler
-from fashion_nb.cost import CONVENTIONS, CostError, Device, bit_operations, compare_costs, model_cost, plot_costs, plot_roofline, roofline
+from fashion_nb.analysis.terms import Term, Work
+from fashion_nb.analysis.operations import register_handler
+from fashion_nb.analysis.report import CONVENTIONS
+from fashion_nb.analysis.terms import CostError
+from fashion_nb.analysis.roofline import Device, plot_costs, plot_roofline, roofline
+from fashion_nb.analysis.cost import bit_operations, compare_costs, model_cost
 from fashion_nb.models.zoo import build_model
 from fashion_nb.oracles import keras_flops_count
 from keras import layers

@@ -7,8 +7,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from fashion_nb.analysis import axis as axis_room
+from fashion_nb.analysis import field as field_room
+from fashion_nb.analysis import field_walk as field_walk_room
 from fashion_nb import receptive_field as module
-from fashion_nb.receptive_field import FieldError, known_layers, plot_field, receptive_field, register_field
+from fashion_nb.analysis.axis import FieldError
+from fashion_nb.analysis.field_walk import known_layers, register_field
+from fashion_nb.analysis.effective_field import plot_field
+from fashion_nb.analysis.field import receptive_field
 
 
 # Brute force along one axis: the set of pixels that reaches each unit, by every path, and whether padding cuts it anywhere.
@@ -137,7 +143,7 @@ def random_graph(chance, steps=12):
 
 def compare(report, model, nodes):
     "Each tensor's record against brute force; returns units compared, and those that no padding cuts."
-    from fashion_nb.graph import model_graph
+    from fashion_nb.analysis.graph import model_graph
 
     records = {call.outputs[0].key: record for call, record in zip(model_graph(model).calls, report.layers)}
     graph, compared, whole = model_graph(model), 0, 0
@@ -180,11 +186,11 @@ def shifted_start(function, by=1):
     return wrong
 
 
-def one_tap_less(sight, kernel_size, *others, right=module._convolved):
+def one_tap_less(sight, kernel_size, *others, right=axis_room._convolved):
     return right(sight, max(kernel_size - 1, 1), *others)
 
 
-def own_stride_counts(sight, kernel_size, stride=1, dilation_rate=1, padding="valid", right=module._convolved):
+def own_stride_counts(sight, kernel_size, stride=1, dilation_rate=1, padding="valid", right=axis_room._convolved):
     "The README's slip: the layer's own stride widens its own window."
     found = right(sight, kernel_size, stride, dilation_rate, padding)
     return dataclasses.replace(found, last=found.last + int((kernel_size - 1) * (stride - 1) * sight.stride))
@@ -194,7 +200,7 @@ def first_path_only(paths):
     return paths[0]
 
 
-def transposed_without_gaps(sight, kernel_size, stride, dilation_rate, padding, count, right=module._transposed):
+def transposed_without_gaps(sight, kernel_size, stride, dilation_rate, padding, count, right=axis_room._transposed):
     return dataclasses.replace(right(sight, kernel_size, stride, dilation_rate, padding, count), stride=sight.stride * stride, period=1)
 
 
@@ -204,13 +210,13 @@ def wrong_period(self, units):
 
 
 MUTANTS = {
-    "_convolved shifted": ("_convolved", shifted_start(module._convolved)),
+    "_convolved shifted": ("_convolved", shifted_start(axis_room._convolved)),
     "_convolved one tap less": ("_convolved", one_tap_less),
     "_convolved own stride": ("_convolved", own_stride_counts),
-    "_transposed shifted": ("_transposed", shifted_start(module._transposed)),
+    "_transposed shifted": ("_transposed", shifted_start(axis_room._transposed)),
     "_transposed stride": ("_transposed", transposed_without_gaps),
-    "_repeated shifted": ("_repeated", shifted_start(module._repeated)),
-    "_picked shifted": ("_picked", shifted_start(module._picked)),
+    "_repeated shifted": ("_repeated", shifted_start(axis_room._repeated)),
+    "_picked shifted": ("_picked", shifted_start(axis_room._picked)),
     "_joined first only": ("_joined", first_path_only),
     "padding clipped": ("Sight.at", wrong_period),
 }
@@ -239,7 +245,7 @@ def strides_by_hand():
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_brute_force_notices_a_wrong_rule(mutant, monkeypatch):
     name, wrong = MUTANTS[mutant]
-    monkeypatch.setattr(module.Sight if name == "Sight.at" else module, name.split(".")[-1], wrong)
+    monkeypatch.setattr(axis_room.Sight if name == "Sight.at" else module, name.split(".")[-1], wrong)
     with pytest.raises((AssertionError, FieldError)):
         some_random_graphs()
         strides_by_hand()
@@ -301,7 +307,7 @@ def positive_gradient(model, layer, unit):
     for weight in model.weights:
         weight.assign(np.full(weight.shape, 0.1))
     shape = (1, *model.inputs[0].shape[1:])
-    return module.effective_field(model, layer, np.random.default_rng(0).random(shape) + 0.5, unit)
+    return field_room.effective_field(model, layer, np.random.default_rng(0).random(shape) + 0.5, unit)
 
 
 def two_dimensional():
@@ -444,14 +450,14 @@ def test_unknown_and_registered_layers():
 
         @register_field(Shuffle)
         def flipped(call, fields):
-            return fields[0].changed({1: (module._picked, 11, -1, 12)})
+            return fields[0].changed({1: (axis_room._picked, 11, -1, 12)})
 
         assert receptive_field(model)["shuffle"].box(2, 3) == (9, 3, 1, 1)
         register_field(Shuffle, lambda call, fields: fields[0].arranged([0, 2, 1, 3]))
         with pytest.raises(FieldError, match="the rule for layer 'shuffle' gives the shape"):
             receptive_field(model)
     finally:
-        module._REGISTERED.clear()
+        field_walk_room._REGISTERED.clear()
 
 
 def test_open_sizes_and_bad_input():

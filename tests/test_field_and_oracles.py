@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fashion_nb.oracles import OracleError, field_box, gradient_image, keras_flops_count, measured_field
-from fashion_nb.receptive_field import AxisField, FieldError, after_window, plot_field, receptive_field
+from fashion_nb.analysis.axis import AxisField, FieldError, after_window
+from fashion_nb.analysis.effective_field import plot_field
+from fashion_nb.analysis.field import receptive_field
 
 
 # Brute force along one axis: which pixels reach each unit, by sets, with TensorFlow's other way to write 'same'.

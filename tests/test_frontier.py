@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import made_data
 
-from fashion_nb.cost import model_cost
+from fashion_nb.analysis.cost import model_cost
 from fashion_nb.core.errors import FashionNbError
 from fashion_nb.data.fashion_mnist import load_fashion_mnist
 from fashion_nb.experiments import GRIDS

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from fashion_nb.graph import GraphError, model_graph
+from fashion_nb.analysis.records import GraphError
+from fashion_nb.analysis.graph import model_graph
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_bad_sizes_are_one_sentence(keras):
 
 BACKENDS = """
     import keras, numpy as np
-    from fashion_nb.graph import model_graph
+    from fashion_nb.analysis.graph import model_graph
     layers, ops = keras.layers, keras.ops
 
     class Block(layers.Layer):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from fashion_nb import oracles
-from fashion_nb.bug_for_bug import profiler_bugs
+from fashion_nb.analysis.profiler_faults import profiler_bugs
 from fashion_nb.oracles import (
     OracleError,
     measured_field,
@@ -64,7 +64,7 @@ def test_mixed_model_is_explained_to_the_last_unit():
 
 @pytest.mark.parametrize("change", [{"macs": 1}, {"macs": -1}])
 def test_one_mac_too_many_is_a_failure(change):
-    from fashion_nb.cost import model_cost
+    from fashion_nb.analysis.cost import model_cost
 
     def wrong(model, *args, **options):
         report = model_cost(model, *args, **options)
@@ -124,8 +124,8 @@ def test_the_faults_are_all_that_lies_between_the_formula_and_the_profiler(group
     "Call by call: the products by the profiler's rules are two a MAC by the formula, which has code of its own, and the faults."
     from random_models import random_model
 
-    from fashion_nb.arithmetic import layer_work
-    from fashion_nb.bug_for_bug import profiler_operations
+    from fashion_nb.analysis.operations import layer_work
+    from fashion_nb.analysis.profiler_rules import profiler_operations
 
     models, wrong = [random_model(seed, 20) for seed in range(60)] if group == "random" else looping(), set()
     for call in (call for model in models for call in oracles.model_graph(model).calls):
@@ -258,7 +258,7 @@ def test_fields_of_a_graph():
 
 
 def test_wrong_field_is_a_failure():
-    from fashion_nb.receptive_field import receptive_field
+    from fashion_nb.analysis.field import receptive_field
 
     def wrong(model, **options):
         report = receptive_field(model, **options)

@@ -418,7 +418,7 @@ def test_an_import_alone_is_fine(source):
     [
         ("_f(1)", "names _f"),
         ("x = module._f", "names _f"),
-        ("from fashion_nb.cost import _f", "names _f"),
+        ("from fashion_nb.UNKNOWN.cost import _f", "names _f"),
         ("def _helper():\n    return 1", "names _helper"),
         (
             "with TemporaryDirectory() as folder:\n    save(folder)",

@@ -9,8 +9,10 @@ import random
 
 import pytest
 
-from fashion_nb.cost import model_cost
-from fashion_nb.graph import model_graph
+from fashion_nb.analysis import handlers as handlers_room
+from fashion_nb.analysis import terms as terms_room
+from fashion_nb.analysis.cost import model_cost
+from fashion_nb.analysis.graph import model_graph
 from fashion_nb.oracles import SKIPS, OracleError, WitnessCount, explained, witness_macs
 from random_models import KINDS, random_model
 
@@ -99,13 +101,13 @@ def test_a_wrong_count_is_found(monkeypatch):
     model = next(m for m in (random_model(seed, 8, without=NOT_ON_TORCH) for seed in range(50)) if any(type(x).__name__ == "Conv2D" for x in m.layers))
     (heard,) = witness_macs([model])
     assert unexplained(model, heard) == []
-    right = arithmetic.HANDLERS["Conv2D"]
+    right = handlers_room.HANDLERS["Conv2D"]
 
     def wrong(call, training=False):
         work = right(call, training)
-        return work + arithmetic.Work((arithmetic.Term("macs", "planted", (("n", 1),)),))
+        return work + terms_room.Work((terms_room.Term("macs", "planted", (("n", 1),)),))
 
-    monkeypatch.setitem(arithmetic.HANDLERS, "Conv2D", wrong)
+    monkeypatch.setitem(handlers_room.HANDLERS, "Conv2D", wrong)
     found = unexplained(model, heard)
     assert {witness for witness, *_ in found} == {"xla", "torch"} and all(kind == "Conv2D" for _, _, kind, *_ in found)
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, find, given, settings
 from random_models import IMAGE_KINDS, KINDS, LARGEST, MERGES, SLOW_KINDS, STRUCTURES, TRAITS, models, random_model
 
-from fashion_nb.graph import model_graph
-from fashion_nb.schedule import model_tensors, peak_of, schedule_model
+from fashion_nb.analysis.graph import model_graph
+from fashion_nb.analysis.memory import model_tensors, peak_of
+from fashion_nb.analysis.schedule import schedule_model
 
 SOME = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 

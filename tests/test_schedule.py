@@ -6,9 +6,17 @@ import keras
 import numpy as np
 import pytest
 
-from fashion_nb.graph import model_graph
+from fashion_nb.analysis.graph import model_graph
 from fashion_nb.models.zoo import build_model
-from fashion_nb.schedule import ScheduleError, best_order, lives, memory_steps, model_tensors, peak_of, schedule_model, total_kept
+from fashion_nb.analysis.memory import (
+    ScheduleError,
+    lives,
+    memory_steps,
+    model_tensors,
+    peak_of,
+    total_kept,
+)
+from fashion_nb.analysis.schedule import best_order, schedule_model
 
 
 def random_case(rng, calls, reach=9):

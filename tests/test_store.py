@@ -20,7 +20,7 @@ from small_runs import made_data, made_split
 
 import fashion_nb.store
 from fashion_nb.compare import compare
-from fashion_nb.cost import model_cost
+from fashion_nb.analysis.cost import model_cost
 from fashion_nb.data.fashion_mnist import Split
 from fashion_nb.distil import soft_labels_hash
 from fashion_nb.evaluate import evaluate, from_half, score, to_half
