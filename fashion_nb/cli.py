@@ -269,7 +269,7 @@ def cost_command(models, layer, verify, output, as_json, **counting):
         raise click.UsageError("found several models: expected one with --layer, --verify or --output")
     opened = [_opened(name, counting["input_shape"]) for name in models]
     if verify:
-        from fashion_nb.oracles import verify_cost
+        from fashion_nb.checks.verify import verify_cost
 
         return _verified(verify_cost(opened[0], batch_size=counting["batch_size"], input_shape=counting["input_shape"]), as_json)
     from fashion_nb.analysis.cost import compare_costs, model_cost
@@ -326,7 +326,7 @@ def field_command(model, input_shape, verify, as_json):
 
     opened = _opened(model, input_shape)
     if verify:
-        from fashion_nb.oracles import verify_field
+        from fashion_nb.checks.verify import verify_field
 
         return _verified(verify_field(opened), as_json)
     report = receptive_field(opened, input_shape=input_shape)
@@ -544,7 +544,7 @@ def verify_counts(
     "FLOPs of each model in the profiler's convention, beside what keras-flops counts on its own."
     from fashion_nb.analysis.cost import model_cost
     from fashion_nb.models.zoo import build_model
-    from fashion_nb.oracles import keras_flops_count
+    from fashion_nb.checks.keras_flops import keras_flops_count
 
     rows = []
     for name in names:

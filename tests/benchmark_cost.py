@@ -32,7 +32,7 @@ def against_keras_flops(name="ResNet50"):
     import keras
 
     from fashion_nb.analysis.cost import model_cost
-    from fashion_nb.oracles import keras_flops_count
+    from fashion_nb.checks.keras_flops import keras_flops_count
 
     model = getattr(keras.applications, name)(weights=None)
     ours = best(lambda: model_cost(model), 9)

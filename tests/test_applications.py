@@ -12,7 +12,7 @@ from fashion_nb.analysis.profiler_rules import profiler_count
 from fashion_nb.analysis.tf_profiler import profiler_counts
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.analysis.graph import model_graph
-from fashion_nb.oracles import keras_flops_count
+from fashion_nb.checks.keras_flops import keras_flops_count
 
 keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")

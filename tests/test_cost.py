@@ -20,7 +20,7 @@ from fashion_nb.analysis.terms import CostError
 from fashion_nb.analysis.roofline import Device, plot_costs, plot_roofline, roofline
 from fashion_nb.analysis.cost import bit_operations, compare_costs, model_cost
 from fashion_nb.models.zoo import build_model
-from fashion_nb.oracles import keras_flops_count
+from fashion_nb.checks.keras_flops import keras_flops_count
 from keras import layers
 
 

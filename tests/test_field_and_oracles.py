@@ -8,7 +8,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from fashion_nb.oracles import OracleError, field_box, gradient_image, keras_flops_count, measured_field
+from fashion_nb.checks.keras_flops import OracleError, keras_flops_count
+from fashion_nb.checks.gradient import field_box, gradient_image, measured_field
 from fashion_nb.analysis.axis import AxisField, FieldError, after_window
 from fashion_nb.analysis.effective_field import plot_field
 from fashion_nb.analysis.field import receptive_field
@@ -206,7 +207,7 @@ def test_count_after_a_failed_import_and_without_chatter():
             import keras_flops
         except KeyError:
             print("refused")
-        from fashion_nb.oracles import keras_flops_count
+        from fashion_nb.checks.keras_flops import keras_flops_count
         net = keras.Sequential([keras.Input((10,)), keras.layers.Dense(7)])
         print(keras_flops_count(net), keras_flops_count(net))
     """)
@@ -217,7 +218,7 @@ def test_missing_packages_are_one_sentence():
     out = in_a_new_process("""
         import sys
         import keras
-        from fashion_nb.oracles import OracleError, keras_flops_count
+        from fashion_nb.checks.keras_flops import OracleError, keras_flops_count
         net = keras.Sequential([keras.Input((10,)), keras.layers.Dense(7)])
         for missing in ("keras_flops", "tensorflow"):
             sys.modules[missing] = None

@@ -7,19 +7,21 @@ from dataclasses import replace
 
 import pytest
 
+from fashion_nb.checks import differences as differences_room
+from fashion_nb.checks import keras_flops as keras_flops_room
+from fashion_nb.checks import verify as verify_room
+from fashion_nb.checks import workers as workers_room
 from fashion_nb import oracles
 from fashion_nb.analysis.profiler_faults import profiler_bugs
-from fashion_nb.oracles import (
-    OracleError,
-    measured_field,
-    measured_geometry,
+from fashion_nb.checks.keras_flops import OracleError
+from fashion_nb.checks.gradient import measured_field, measured_geometry
+from fashion_nb.checks.workers import (
     torch_count,
-    verify_cost,
-    verify_field,
     witness_macs,
     xla_count,
     xla_temporary_bytes,
 )
+from fashion_nb.checks.verify import verify_cost, verify_field
 
 pytest.importorskip("jax")
 
@@ -96,11 +98,11 @@ def test_taps_by_rule_are_those_that_xla_and_the_profiler_count(kind):
                 models.append(keras.Sequential([keras.Input((side,) * rank + (4,)), layer]))
                 calls.append(oracles.model_graph(models[-1]).calls[0])
     for call, said in zip(calls, witness_macs(models, ("xla",))):
-        assert said["xla"].macs == oracles._convolution_macs(call, "real"), (call.kind, call.layer.get_config())
+        assert said["xla"].macs == differences_room._convolution_macs(call, "real"), (call.kind, call.layer.get_config())
     for call, model in list(zip(calls, models))[::3]:
         wrong = sum(fault.products for fault in profiler_bugs(call))
-        counted = sum(number for name, number in oracles._profiled(model)[1].items() if name in oracles._PROFILER_PRODUCTS)
-        assert counted == 2 * oracles._convolution_macs(call, "all") + wrong, (call.kind, call.layer.get_config())
+        counted = sum(number for name, number in keras_flops_room._profiled(model)[1].items() if name in verify_room._PROFILER_PRODUCTS)
+        assert counted == 2 * differences_room._convolution_macs(call, "all") + wrong, (call.kind, call.layer.get_config())
 
 
 def looping():
@@ -132,7 +134,7 @@ def test_the_faults_are_all_that_lies_between_the_formula_and_the_profiler(group
         operations, faults = profiler_operations(call), profiler_bugs(call)
         if operations is None:
             continue
-        counted = sum(count for name, count in operations if name in oracles._PROFILER_PRODUCTS)
+        counted = sum(count for name, count in operations if name in verify_room._PROFILER_PRODUCTS)
         assert counted == 2 * layer_work(call).macs + sum(fault.products for fault in faults), (call.kind, call.layer.get_config())
         wrong |= {fault.words for fault in faults}
     assert len(wrong) >= 5, wrong
@@ -210,7 +212,7 @@ def test_the_worker_ends_with_its_process_and_leaves_the_backend_alone():
         import keras
         from fashion_nb import oracles
         net = keras.Sequential([keras.Input((10,)), keras.layers.Dense(7)])
-        print(oracles.xla_count(net).macs, keras.config.backend(), oracles._workers["xla"].process.pid)
+        print(workers_room.xla_count(net).macs, keras.config.backend(), workers_room._workers["xla"].process.pid)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300,
                           env={**os.environ, "KERAS_BACKEND": "tensorflow"})  # fmt: skip
@@ -225,8 +227,8 @@ def test_dead_worker_is_replaced():
 
     net = keras.Sequential([keras.Input((10,)), keras.layers.Dense(7)])
     assert xla_count(net).macs == 70
-    oracles._workers["xla"].process.kill()
-    oracles._workers["xla"].process.wait()
+    workers_room._workers["xla"].process.kill()
+    workers_room._workers["xla"].process.wait()
     assert xla_count(net).macs == 70
 
 

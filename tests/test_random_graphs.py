@@ -13,7 +13,10 @@ from fashion_nb.analysis import handlers as handlers_room
 from fashion_nb.analysis import terms as terms_room
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.analysis.graph import model_graph
-from fashion_nb.oracles import SKIPS, OracleError, WitnessCount, explained, witness_macs
+from fashion_nb.checks.differences import SKIPS, explained
+from fashion_nb.checks.keras_flops import OracleError
+from fashion_nb.checks.rebuild import WitnessCount
+from fashion_nb.checks.workers import witness_macs
 from random_models import KINDS, random_model
 
 # Keras 3.15 on PyTorch fails on tensors without contents for these: they would leave one witness alone.
