@@ -357,7 +357,7 @@ def _options(
     "The settings of a run as options; one that is not given keeps `TrainConfig`'s default."
     from dataclasses import fields
 
-    from fashion_nb.settings import TrainConfig
+    from fashion_nb.training.config import TrainConfig
 
     file = click.Path(path_type=Path, dir_okay=False)
     for setting in reversed(fields(TrainConfig)):
@@ -369,7 +369,8 @@ def _config(
     settings: dict,  # option: value, None where it was not given; "config": a file, or None
 ):  # a `TrainConfig`
     "The settings that were given, over those of a file, over the defaults; bad ones are refused by `TrainConfig`."
-    from fashion_nb.settings import TrainConfig, TrainError
+    from fashion_nb.training.config import TrainConfig
+    from fashion_nb.training.schedules import TrainError
 
     given = {name: value for name, value in settings.items() if value is not None}
     base = {}
@@ -388,8 +389,8 @@ def _to_resume(
     given: list[str],  # settings that were typed too
 ):  # the `Run` to go on with
     "Find the run that `train --resume` means."
-    from fashion_nb.runs import list_runs, load_run
-    from fashion_nb.settings import TrainError
+    from fashion_nb.training.runs import list_runs, load_run
+    from fashion_nb.training.schedules import TrainError
 
     if given:
         raise TrainError(f"--resume was given together with {', '.join(given)}: a run goes on with its own settings, so leave them out")
@@ -419,7 +420,7 @@ def train_command(folder, resume, **settings):
       fashion_nb train --augmentation shift=2+flip+erase --precision mixed_bfloat16
       fashion_nb train --resume
     """
-    from fashion_nb.train import train as train_model
+    from fashion_nb.training.loop import train as train_model
 
     if resume:
         found = _to_resume(folder, [f"--{name.replace('_', '-')}" for name, value in settings.items() if value is not None])
@@ -466,7 +467,7 @@ def runs_command(folder, tail, as_json):
     """
     import pandas as pd
 
-    from fashion_nb.runs import list_runs, load_run, run_rows
+    from fashion_nb.training.runs import list_runs, load_run, run_rows
 
     if (folder / "config.json").exists():
         run = load_run(folder)
@@ -522,7 +523,7 @@ def predict_command(files, model, as_json):
     """
     from fashion_nb.models.files import load_saved
     from fashion_nb.predict import check_pretrained, predict_files
-    from fashion_nb.runs import load_run
+    from fashion_nb.training.runs import load_run
 
     named = model is not None and not model.exists() and len(model.parts) == 1 and not model.suffix
     if named:
@@ -609,7 +610,7 @@ def _page(
     from jinja2 import Environment, PackageLoader
 
     from fashion_nb.evaluate import plot_confusion, plot_mistakes
-    from fashion_nb.train import plot_history
+    from fashion_nb.training.learner import plot_history
 
     environment = Environment(loader=PackageLoader("fashion_nb"), autoescape=True, trim_blocks=True)
     return environment.get_template("report.html").render(
@@ -706,7 +707,7 @@ def write_report(
     "Count, verify, train, evaluate on test, and write the report; `ReportError` where it cannot be written."
     from fashion_nb.data.fashion_mnist import load_fashion_mnist
     from fashion_nb.evaluate import evaluate
-    from fashion_nb.train import train
+    from fashion_nb.training.loop import train
 
     _writable(folder)
     data = load_fashion_mnist() if data is None else data

@@ -35,8 +35,9 @@ from .core.files import write_atomically
 from .core.interrupt import interrupt_callback
 from .models.words import ModelError
 from .models.files import load_saved
-from .runs import Run, data_hashes, device_name, git_commit, load_run
-from .settings import TrainError
+from .training.runs import Run, load_run
+from .training.machine import data_hashes, device_name, git_commit
+from .training.schedules import TrainError
 
 # %% ../nbs/08_evaluate.ipynb #e6dfb0bb
 class EvaluateError(FashionNbError):

@@ -16,12 +16,18 @@ import numpy as np
 
 from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from .core.errors import FashionNbError
-from .distil import about_soft_labels, make_soft_labels, soft_folder
+from fashion_nb.training.soft_labels import (
+    about_soft_labels,
+    make_soft_labels,
+    soft_folder,
+)
 from .many import train_many
-from .runs import Run, data_hashes
-from .settings import TrainConfig, TrainError
+from .training.runs import Run
+from .training.machine import data_hashes
+from .training.config import TrainConfig
+from .training.schedules import TrainError
 from .store import Record, StoreError, check_free, check_name, find_records_of, store_run, summarise
-from .train import run_folder, train
+from .training.loop import run_folder, train
 
 # %% ../nbs/09_experiments.ipynb #6a44558f
 class ExperimentError(FashionNbError):

@@ -17,10 +17,10 @@ import numpy as np
 from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from .core.errors import FashionNbError
 from .core.files import write_atomically
-from .distil import about_soft_labels
+from .training.soft_labels import about_soft_labels
 from .models.zoo import build_model
-from .runs import describe_session, processor_cores
-from .settings import TrainConfig, parse_teacher
+from .training.machine import describe_session, processor_cores
+from .training.config import TrainConfig, parse_teacher
 from .store import find_records_of, load_records, published_points, store_folder, summarise
 
 # %% ../nbs/09_frontier.ipynb #dbef2dc6

@@ -21,9 +21,11 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .data.fashion_mnist import FashionMNIST
 from .core.errors import FashionNbError
-from .runs import Run, RunInUse
-from .settings import TrainConfig, TrainError
-from .train import run_folder, train
+from .training.runs import Run
+from .training.machine import RunInUse
+from .training.config import TrainConfig
+from .training.schedules import TrainError
+from .training.loop import run_folder, train
 
 # %% ../nbs/07_many.ipynb #3eaea8fd
 def simulate_devices(

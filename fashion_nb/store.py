@@ -28,7 +28,7 @@ from .data.idx import CLASS_NAMES
 from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from .core.errors import FashionNbError
 from .core.files import write_atomically
-from .distil import soft_labels_hash
+from .training.soft_labels import soft_labels_hash
 from fashion_nb.evaluate import (
     Evaluation,
     calibration,
@@ -39,9 +39,11 @@ from fashion_nb.evaluate import (
     wilson_interval,
 )
 from .models.zoo import build_model
-from .runs import Run, data_hashes, read_json
-from .settings import TrainConfig, TrainError
-from .train import find_record, run_folder, train
+from .training.runs import Run, read_json
+from .training.machine import data_hashes
+from .training.config import TrainConfig
+from .training.schedules import TrainError
+from .training.loop import find_record, run_folder, train
 
 # %% ../nbs/09_store.ipynb #6c79d045
 class StoreError(FashionNbError):

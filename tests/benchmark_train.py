@@ -50,8 +50,8 @@ def own_fit(name, count, precision, augmentation):
     "An epoch as `fashion_nb.train` runs it: the draw of its order and augmentation, and the steps."
     import numpy as np
 
-    from fashion_nb.settings import TrainConfig
-    from fashion_nb.train import epoch_inputs, make_learner, run_steps
+    from fashion_nb.training.config import TrainConfig
+    from fashion_nb.training.learner import epoch_inputs, make_learner, run_steps
 
     images, labels = made_up(count)
     options = {"batch_size": BATCH, "optimizer": "adam", "learning_rate": 0.001, "schedule": "constant"}

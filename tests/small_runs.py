@@ -20,10 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fashion_nb.training import learner as learner_room
+from fashion_nb.training import runs as runs_room
+from fashion_nb.training import devices as devices_room
+from fashion_nb.training import machine as machine_room
 from fashion_nb.data.fashion_mnist import FashionMNIST, Split
-from fashion_nb.runs import LOG_COLUMNS, load_run, read_checkpoint
-from fashion_nb.settings import TrainConfig
-from fashion_nb.train import train
+from fashion_nb.training.checkpoints import LOG_COLUMNS, read_checkpoint
+from fashion_nb.training.runs import load_run
+from fashion_nb.training.config import TrainConfig
+from fashion_nb.training.loop import train
 
 
 def made_split(size, seed):
@@ -110,7 +115,7 @@ def do_without_keras(pause=0.0, size=50):
         return {"net/000": np.full(size, 0.5), "optimizer/000": np.array(0)}
 
     def epoch(state, config, labels, parts, number, watcher, wishes=None):
-        inputs, wanted = module.epoch_inputs(config, labels, parts[0], number)
+        inputs, wanted = learner_room.epoch_inputs(config, labels, parts[0], number)
         for batch in range(1, 4):
             state["net/000"] = np.sin(3 * state["net/000"] + inputs["index"][: batch + 1].mean() + np.arange(size))
             state["optimizer/000"] = state["optimizer/000"] + 1
@@ -121,10 +126,10 @@ def do_without_keras(pause=0.0, size=50):
         row = {"epoch": number, "loss": loss, "accuracy": loss / 2, "val_loss": loss, "val_accuracy": 1 - number / 100}
         return row, {name: value.copy() for name, value in state.items()}
 
-    module.make_learner, module.train_epoch = learner, epoch
-    module.get_state, module.set_state, module.check_state = dict, lambda learner, state: learner.update(state), lambda learner, state: None
-    module.build_from = lambda config, state: FakeNet(state)
-    module.placed, module.describe_session = _placed, _described
+    learner_room.make_learner, learner_room.train_epoch = learner, epoch
+    learner_room.get_state, learner_room.set_state, learner_room.check_state = dict, lambda learner, state: learner.update(state), lambda learner, state: None
+    runs_room.build_from = lambda config, state: FakeNet(state)
+    devices_room.placed, machine_room.describe_session = _placed, _described
 
 
 CTRL_C = ("interrupt", "interrupt swallowed", "interrupt twice")
@@ -151,7 +156,7 @@ class Disturbance:
                 raise
 
     def watch(self):
-        from fashion_nb.train import Watcher
+        from fashion_nb.training.learner import Watcher
 
         replace, unlink, batch = os.replace, Path.unlink, Watcher.batch
 

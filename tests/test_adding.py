@@ -12,13 +12,21 @@ from small_runs import made_data, saved_weights
 
 import fashion_nb.cli as cli
 import fashion_nb.settings as settings
-from fashion_nb.augment import AUGMENTATIONS, AugmentError, augmented, draw_augmentation, parse_augmentation, targets
+from fashion_nb.training.augment import (
+    AUGMENTATIONS,
+    AugmentError,
+    augmented,
+    draw_augmentation,
+    parse_augmentation,
+    targets,
+)
 from fashion_nb.models.words import BLOCKS, ModelError, block_table, is_description
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.models.zoo import MODELS, build_model, list_models, model_info
-from fashion_nb.settings import TrainConfig, TrainError
+from fashion_nb.training.config import TrainConfig
+from fashion_nb.training.schedules import TrainError
 from fashion_nb.store import load_records
-from fashion_nb.train import train
+from fashion_nb.training.loop import train
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

@@ -7,8 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fashion_nb.augment import (AUGMENTATION_SETS, AUGMENTATIONS, AugmentError, augmented, draw_augmentation,
-                                parse_augmentation, plot_augmentation, targets)
+from fashion_nb.training.augment import (
+    AUGMENTATION_SETS,
+    AUGMENTATIONS,
+    AugmentError,
+    augmented,
+    draw_augmentation,
+    parse_augmentation,
+    plot_augmentation,
+    targets,
+)
 
 COMBINED = ["shift=3+flip", "rotation+flip+shift", "first_set+cutmix", "rotation+mixup", "shift+mixup+cutmix+erase",
             "first_set+shift+flip+mixup+cutmix+erase"]
@@ -203,7 +211,7 @@ import sys
 import numpy as np
 import keras
 from keras import ops
-from fashion_nb.augment import augmented, draw_augmentation
+from fashion_nb.training.augment import augmented, draw_augmentation
 
 images, index, texts = np.load(sys.argv[1]), np.load(sys.argv[2]), sys.argv[4:]
 bank, found = keras.Variable(images, trainable=False, dtype="uint8"), {}

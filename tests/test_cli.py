@@ -154,7 +154,7 @@ def test_a_run_of_the_report_can_be_evaluated_again(reported):
 SAYS_WHEN_IT_TRAINS = """
 import os, sys
 from fashion_nb.cli import main
-from fashion_nb.train import Watcher
+from fashion_nb.training.learner import Watcher
 
 batch, (said, answered) = Watcher.batch, map(int, sys.argv[1:])
 

@@ -34,9 +34,9 @@ from fashion_nb.evaluate import (
     score,
     to_half,
 )
-from fashion_nb.runs import load_run
-from fashion_nb.settings import TrainConfig
-from fashion_nb.train import train
+from fashion_nb.training.runs import load_run
+from fashion_nb.training.config import TrainConfig
+from fashion_nb.training.loop import train
 
 SMALL = TrainConfig(epochs=1, batch_size=32, validation_size=40, seed=3)
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from small_runs import made_data, made_split
 
+from fashion_nb.training import learner as learner_room
 import fashion_nb.evaluate
 import fashion_nb.experiments
 import fashion_nb.many
@@ -36,8 +37,9 @@ from fashion_nb.experiments import (
     run_grid,
 )
 from fashion_nb.models.zoo import build_model
-from fashion_nb.runs import list_runs
-from fashion_nb.settings import TrainConfig, TrainError
+from fashion_nb.training.runs import list_runs
+from fashion_nb.training.config import TrainConfig
+from fashion_nb.training.schedules import TrainError
 from fashion_nb.store import Record, StoreError, load_records, run_experiment
 
 TINY = {"model": "conv8/4 conv8/2 flat", "epochs": 2, "batch_size": 50, "validation_size": 40}
@@ -293,7 +295,7 @@ def test_a_run_that_was_cut_off_goes_on(whole, tmp_path, monkeypatch):
 
     without(whole, tmp_path, NAMES[1])
     with monkeypatch.context() as patch:
-        patch.setattr(fashion_nb.train.Watcher, "epoch", stop)
+        patch.setattr(learner_room.Watcher, "epoch", stop)
         with pytest.raises(KeyboardInterrupt):
             done(tmp_path)
     assert len(stored(tmp_path)) == 3 and sorted(run.status for run in list_runs(tmp_path / "runs")) == ["finished"] * 3 + ["interrupted"]

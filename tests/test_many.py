@@ -12,13 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fashion_nb.training import loop as loop_room
+from fashion_nb.training import config as config_room
+from fashion_nb.training import learner as learner_room
 import fashion_nb.many as many_module
 from fashion_nb.data.idx import DataError
 from fashion_nb.data.fashion_mnist import FashionMNIST, Split
 from fashion_nb.many import outcomes_table, process_settings, simulate_devices, train_many
-from fashion_nb.runs import list_runs, read_checkpoint
-from fashion_nb.settings import TrainConfig, TrainError
-from fashion_nb.train import check_shares, placed, train
+from fashion_nb.training.runs import list_runs
+from fashion_nb.training.checkpoints import read_checkpoint
+from fashion_nb.training.config import TrainConfig
+from fashion_nb.training.schedules import TrainError
+from fashion_nb.training.devices import check_shares, placed
+from fashion_nb.training.loop import train
 
 QUICK = TrainConfig(epochs=1, batch_size=100, validation_size=100, learning_rate=0.002)
 PLACE = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None, "silence_logs": logging.CRITICAL}
@@ -52,7 +58,7 @@ for folder, size, config, begun in json.loads(sys.argv[2]):
         record = Path(folder) / "record.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "interrupted"}))
     try:
-        fashion_nb.train.train(fashion_nb.train.TrainConfig(**config), folder, data, progress=False)
+        loop_room.train(config_room.TrainConfig(**config), folder, data, progress=False)
     except FashionNbError as error:
         print(json.dumps([folder, str(error)]))
 """
@@ -259,7 +265,7 @@ class Deadly:
     def train(self):
         import fashion_nb.train
 
-        marker, usual = self.marker, fashion_nb.train.Watcher.epoch
+        marker, usual = self.marker, learner_room.Watcher.epoch
 
         def epoch(watcher, history):
             usual(watcher, history)
@@ -270,7 +276,7 @@ class Deadly:
                 return
             os.kill(os.getpid(), signal.SIGKILL)
 
-        fashion_nb.train.Watcher.epoch = epoch
+        learner_room.Watcher.epoch = epoch
         return self.data.train
 
 

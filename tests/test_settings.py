@@ -10,14 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import made_data
 
+from fashion_nb.training import soft_labels as soft_labels_room
+from fashion_nb.training import schedules as schedules_room
 import fashion_nb.distil
 import fashion_nb.settings
-from fashion_nb.augment import parse_augmentation
+from fashion_nb.training.augment import parse_augmentation
 from fashion_nb.data.fashion_mnist import Split
 from fashion_nb.models.zoo import list_models
-from fashion_nb.runs import data_hashes, latest_checkpoint
-from fashion_nb.settings import OPTIMIZERS, SCHEDULES, TrainConfig, TrainError, make_optimizer, parse_teacher, schedule_share
-from fashion_nb.train import train
+from fashion_nb.training.machine import data_hashes
+from fashion_nb.training.checkpoints import latest_checkpoint
+from fashion_nb.training.schedules import (
+    OPTIMIZERS,
+    SCHEDULES,
+    TrainError,
+    make_optimizer,
+    schedule_share,
+)
+from fashion_nb.training.config import TrainConfig, parse_teacher
+from fashion_nb.training.loop import train
 
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 BASE = TrainConfig(epochs=2, batch_size=50, optimizer="adamw", validation_size=40)
@@ -131,7 +141,7 @@ def test_each_schedule_is_another():
 def test_keras_computes_the_same_schedule(name):
     from keras.ops import convert_to_numpy
 
-    rate = fashion_nb.settings.make_schedule(0.02, name, 60, 6)
+    rate = schedules_room.make_schedule(0.02, name, 60, 6)
     found = [float(convert_to_numpy(rate(step))) for step in range(0, 60, 7)]
     np.testing.assert_allclose(found, 0.02 * schedule_share(np.arange(0, 60, 7), name, 60, 6), rtol=1e-4, atol=1e-8)
 
@@ -412,21 +422,21 @@ DAMAGED = {
 def test_soft_labels_that_cannot_be_used(damage, soft_labels, tmp_path, recwarn):
     path = tmp_path / "wide.npz"
     path.write_bytes((soft_labels / "wide.npz").read_bytes())
-    assert fashion_nb.distil.load_soft_labels("wide", 240).shape == (240, 10)
+    assert soft_labels_room.load_soft_labels("wide", 240).shape == (240, 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fashion_nb.distil, "soft_folder", lambda asked=None: tmp_path)
         DAMAGED[damage](path)
         with pytest.raises(TrainError, match="^the soft labels 'wide' ") as error:
-            fashion_nb.distil.load_soft_labels("wide", 240)
+            soft_labels_room.load_soft_labels("wide", 240)
     assert "\n" not in str(error.value) and not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
 
 
 def test_the_share_of_the_teacher(soft_labels):
     labels = made_data().train.labels
-    assert fashion_nb.distil.beliefs(labels, "none") is labels
-    one_hot, soft = np.eye(10)[labels], fashion_nb.distil.load_soft_labels("wide", 240)
-    np.testing.assert_allclose(fashion_nb.distil.beliefs(labels, "wide=1"), soft, atol=1e-6)
-    np.testing.assert_allclose(fashion_nb.distil.beliefs(labels, "wide=0.25"), 0.75 * one_hot + 0.25 * soft, atol=1e-6)
+    assert soft_labels_room.beliefs(labels, "none") is labels
+    one_hot, soft = np.eye(10)[labels], soft_labels_room.load_soft_labels("wide", 240)
+    np.testing.assert_allclose(soft_labels_room.beliefs(labels, "wide=1"), soft, atol=1e-6)
+    np.testing.assert_allclose(soft_labels_room.beliefs(labels, "wide=0.25"), 0.75 * one_hot + 0.25 * soft, atol=1e-6)
     np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-5)
 
 

@@ -22,12 +22,13 @@ import fashion_nb.store
 from fashion_nb.compare import compare
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.data.fashion_mnist import Split
-from fashion_nb.distil import soft_labels_hash
+from fashion_nb.training.soft_labels import soft_labels_hash
 from fashion_nb.evaluate import evaluate, from_half, score, to_half
 from fashion_nb.experiments import GRIDS
 from fashion_nb.models.zoo import build_model
-from fashion_nb.runs import data_hashes, load_run
-from fashion_nb.settings import TrainConfig
+from fashion_nb.training.machine import data_hashes
+from fashion_nb.training.runs import load_run
+from fashion_nb.training.config import TrainConfig
 from fashion_nb.store import (
     PUBLISHED_POINTS,
     StoreError,

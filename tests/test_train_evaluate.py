@@ -15,13 +15,19 @@ import numpy as np
 import pytest
 from small_runs import leftovers, made_data
 
+from fashion_nb.training import checkpoints as checkpoints_room
+from fashion_nb.training import machine as machine_room
+from fashion_nb.training import loop as loop_room
+from fashion_nb.training import learner as learner_room
 import fashion_nb.runs as runs_module
 import fashion_nb.train as train_module
 from fashion_nb.data.idx import DataError
 from fashion_nb.evaluate import EvaluateError, Evaluation, evaluate, load_evaluation, plot_mistakes, score, wilson_interval
-from fashion_nb.runs import LOG_COLUMNS, load_run
-from fashion_nb.settings import TrainConfig, TrainError
-from fashion_nb.train import train
+from fashion_nb.training.checkpoints import LOG_COLUMNS
+from fashion_nb.training.runs import load_run
+from fashion_nb.training.config import TrainConfig
+from fashion_nb.training.schedules import TrainError
+from fashion_nb.training.loop import train
 
 SMALL = TrainConfig(epochs=1, batch_size=32, validation_size=40)
 
@@ -68,7 +74,7 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(data, tmp_path):
 
 def test_the_default_folder_is_named_after_the_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {train_module.run_folder(config, None) for config in (SMALL, SMALL, dataclasses.replace(SMALL, epochs=2))}
+    folders = {loop_room.run_folder(config, None) for config in (SMALL, SMALL, dataclasses.replace(SMALL, epochs=2))}
     assert folders == {Path("runs") / f"stride_2-seed0-{dataclasses.replace(SMALL, epochs=epochs).identity}" for epochs in (1, 2)}
 
 
@@ -90,7 +96,7 @@ def test_whatever_stops_it_the_record_is_true(tmp_path, data, monkeypatch):
         if epoch == 2:
             raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(train_module.Watcher, "batch", stop)
+    monkeypatch.setattr(learner_room.Watcher, "batch", stop)
     with pytest.raises(RuntimeError):
         train(dataclasses.replace(SMALL, epochs=3), tmp_path / "run", data, progress=False)
     run = load_run(tmp_path / "run")
@@ -105,7 +111,7 @@ def test_the_bar_shows_on_a_terminal_only(monkeypatch, is_terminal):
     screen = io.StringIO()
     screen.isatty = lambda: is_terminal
     monkeypatch.setattr(sys, "stderr", screen)
-    watcher = train_module.Watcher(SMALL, batches=7, done=0, show=True)
+    watcher = learner_room.Watcher(SMALL, batches=7, done=0, show=True)
     for batch in range(1, 8):
         watcher.batch(1, batch)
     watcher.epoch([{"epoch": 1, "loss": 0.5, "val_accuracy": 0.875}])
@@ -118,13 +124,13 @@ def test_the_bar_shows_on_a_terminal_only(monkeypatch, is_terminal):
 def test_without_tensorboard_the_record_says_so(tmp_path, monkeypatch):
     find_spec = runs_module.util.find_spec
     monkeypatch.setattr(runs_module.util, "find_spec", lambda name: None if name == "tensorboard" else find_spec(name))
-    assert runs_module.tensorboard_log(tmp_path, []).startswith("not written: tensorboard not installed")
+    assert checkpoints_room.tensorboard_log(tmp_path, []).startswith("not written: tensorboard not installed")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert runs_module.git_commit() is None
+    assert machine_room.git_commit() is None
 
 
 def test_importing_costs_nothing():

@@ -17,10 +17,18 @@ import numpy as np
 import pytest
 from small_runs import CTRL_C, Nursery, assert_same_run, leftovers, made_data
 
+from fashion_nb.training import learner as learner_room
 import fashion_nb.train as train_module
-from fashion_nb.runs import checkpoint_path, latest_checkpoint, list_runs, load_run, read_checkpoint, save_model, write_checkpoint
-from fashion_nb.settings import TrainConfig, TrainError
-from fashion_nb.train import resume, train
+from fashion_nb.training.checkpoints import (
+    checkpoint_path,
+    latest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from fashion_nb.training.runs import list_runs, load_run, save_model
+from fashion_nb.training.config import TrainConfig
+from fashion_nb.training.schedules import TrainError
+from fashion_nb.training.loop import resume, train
 
 CONFIG = TrainConfig(  # dropout, augmentation that draws all kinds of numbers, an average of weights: much that could be forgotten
     model="mnist_classifier_32p_64p", epochs=4, batch_size=20, optimizer="adamw", learning_rate=0.001, weight_decay=0.01,
@@ -444,7 +452,7 @@ def test_nan_in_a_later_epoch(cut_off, monkeypatch):
         inputs, wanted = real(config, labels, rows, epoch)
         return inputs, wanted * np.float32(np.nan)
 
-    real = train_module.epoch_inputs
+    real = learner_room.epoch_inputs
     monkeypatch.setattr(train_module, "epoch_inputs", poisoned)
     checkpoint_path(cut_off, 4).unlink()
     before = checkpoint_path(cut_off, 3).read_bytes()
@@ -538,8 +546,8 @@ def test_on_jax_without_tensorflow(cut_off, tmp_path):
     code = """
 import dataclasses, shutil
 from fashion_nb.models.files import load_saved
-from fashion_nb.runs import checkpoint_path
-from fashion_nb.train import resume
+from fashion_nb.training.checkpoints import checkpoint_path
+from fashion_nb.training.loop import resume
 config, folder, begun = TrainConfig.from_json(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
 run = train(config, folder / "whole", made_data(), progress=False)
 shutil.copytree(run.folder, folder / "cut")
