@@ -498,7 +498,7 @@ def evaluate_command(run, split, flip_averaged, output, as_json):
       fashion_nb evaluate runs/first --split validation --output validation
       fashion_nb evaluate model.keras --output results
     """
-    from fashion_nb.evaluate import evaluate as evaluate_model
+    from fashion_nb.evaluation.evaluation import evaluate as evaluate_model
 
     if not run.exists():
         raise FashionNbError(f"{run} does not exist: expected a run's folder or a .keras file, such as those below runs/")
@@ -609,7 +609,7 @@ def _page(
     "The report's page."
     from jinja2 import Environment, PackageLoader
 
-    from fashion_nb.evaluate import plot_confusion, plot_mistakes
+    from fashion_nb.evaluation.plots import plot_confusion, plot_mistakes
     from fashion_nb.training.learner import plot_history
 
     environment = Environment(loader=PackageLoader("fashion_nb"), autoescape=True, trim_blocks=True)
@@ -706,7 +706,7 @@ def write_report(
 ) -> tuple:  # the `Evaluation`, and the rows of `verify_counts`
     "Count, verify, train, evaluate on test, and write the report; `ReportError` where it cannot be written."
     from fashion_nb.data.fashion_mnist import load_fashion_mnist
-    from fashion_nb.evaluate import evaluate
+    from fashion_nb.evaluation.evaluation import evaluate
     from fashion_nb.training.loop import train
 
     _writable(folder)

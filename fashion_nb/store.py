@@ -22,22 +22,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import mcnemar
+from .evaluation.comparison import mcnemar
 from .analysis.cost import model_cost
 from .data.idx import CLASS_NAMES
 from .data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from .core.errors import FashionNbError
 from .core.files import write_atomically
 from .training.soft_labels import soft_labels_hash
-from fashion_nb.evaluate import (
-    Evaluation,
+from .evaluation.scores import Evaluation, from_half, score
+from fashion_nb.evaluation.metrics import (
     calibration,
-    evaluate,
-    from_half,
     negative_log_likelihood,
-    score,
     wilson_interval,
 )
+from .evaluation.evaluation import evaluate
 from .models.zoo import build_model
 from .training.runs import Run, read_json
 from .training.machine import data_hashes

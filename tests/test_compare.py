@@ -12,34 +12,39 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fashion_nb.compare import (
+from fashion_nb.evaluation.comparison import (
     Comparison,
     CompareError,
     bootstrap_interval,
-    class_pairs,
     compare,
-    compare_many,
-    compare_seeds,
-    find_twins,
-    holm,
-    images_hash,
     mcnemar,
-    outlier_parts,
-    plot_comparisons,
     plot_differing,
+    smallest_difference,
+)
+from fashion_nb.evaluation.slices import (
+    class_pairs,
+    find_twins,
+    images_hash,
+    outlier_parts,
     plot_slices,
     slice_masks,
     slice_scores,
     slices,
-    smallest_difference,
     train_twins,
     twins_to_json,
+)
+from fashion_nb.evaluation.seeds import (
+    compare_many,
+    compare_seeds,
+    holm,
+    plot_comparisons,
     welch,
 )
 from fashion_nb.data.idx import CLASS_NAMES
 from fashion_nb.data.fashion_mnist import FashionMNIST, Split
 from fashion_nb.core.errors import FashionNbError
-from fashion_nb.evaluate import Evaluation, score, wilson_interval
+from fashion_nb.evaluation.scores import Evaluation, score
+from fashion_nb.evaluation.metrics import wilson_interval
 
 LABELS = np.repeat(np.arange(10, dtype=np.uint8), 100)
 

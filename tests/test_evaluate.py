@@ -16,24 +16,27 @@ import pytest
 
 from fashion_nb.data.idx import CLASS_NAMES
 from fashion_nb.data.fashion_mnist import FashionMNIST, Split, split_validation
-from fashion_nb.evaluate import (
+from fashion_nb.evaluation.plots import (
     PUBLISHED_ACCURACY,
-    SMALLEST,
-    EvaluateError,
-    Evaluation,
     accuracy_table,
-    brier_score,
-    calibration,
-    evaluate,
-    from_half,
-    load_evaluation,
-    negative_log_likelihood,
     plot_reliability,
     results_table,
-    run_split,
+)
+from fashion_nb.evaluation.metrics import (
+    SMALLEST,
+    EvaluateError,
+    brier_score,
+    calibration,
+    negative_log_likelihood,
+)
+from fashion_nb.evaluation.scores import (
+    Evaluation,
+    from_half,
+    load_evaluation,
     score,
     to_half,
 )
+from fashion_nb.evaluation.evaluation import evaluate, run_split
 from fashion_nb.training.runs import load_run
 from fashion_nb.training.config import TrainConfig
 from fashion_nb.training.loop import train
@@ -438,7 +441,7 @@ def test_a_record_that_cannot_count(run, data, content):
 
 
 def test_none_is_forgotten_when_many_open_at_once(run):
-    from fashion_nb.evaluate import _count_opening
+    from fashion_nb.evaluation.evaluation import _count_opening
 
     with ThreadPoolExecutor(8) as pool:
         counts = list(pool.map(lambda _: _count_opening(load_run(run.folder)), range(24)))

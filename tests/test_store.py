@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from small_runs import made_data, made_split
 
 import fashion_nb.store
-from fashion_nb.compare import compare
+from fashion_nb.evaluation.comparison import compare
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.data.fashion_mnist import Split
 from fashion_nb.training.soft_labels import soft_labels_hash
-from fashion_nb.evaluate import evaluate, from_half, score, to_half
+from fashion_nb.evaluation.evaluation import evaluate
+from fashion_nb.evaluation.scores import from_half, score, to_half
 from fashion_nb.experiments import GRIDS
 from fashion_nb.models.zoo import build_model
 from fashion_nb.training.machine import data_hashes

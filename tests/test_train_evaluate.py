@@ -22,7 +22,10 @@ from fashion_nb.training import learner as learner_room
 import fashion_nb.runs as runs_module
 import fashion_nb.train as train_module
 from fashion_nb.data.idx import DataError
-from fashion_nb.evaluate import EvaluateError, Evaluation, evaluate, load_evaluation, plot_mistakes, score, wilson_interval
+from fashion_nb.evaluation.metrics import EvaluateError, wilson_interval
+from fashion_nb.evaluation.scores import Evaluation, load_evaluation, score
+from fashion_nb.evaluation.evaluation import evaluate
+from fashion_nb.evaluation.plots import plot_mistakes
 from fashion_nb.training.checkpoints import LOG_COLUMNS
 from fashion_nb.training.runs import load_run
 from fashion_nb.training.config import TrainConfig
