@@ -30,7 +30,7 @@ from fashion_nb.frontier import (
     warm_up,
 )
 from fashion_nb.models.zoo import build_model, model_info
-from fashion_nb.predict import load_pretrained, pretrained_names
+from fashion_nb.prediction.pretrained import load_pretrained, pretrained_names
 from fashion_nb.store import StoreError, leaderboard, load_records, published_points, store_folder
 
 

@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fashion_nb.prediction import pretrained as pretrained_room
+from fashion_nb.prediction import predict as predict_room
 from fashion_nb import predict as module
 from fashion_nb.data.idx import CLASS_NAMES
-from fashion_nb.predict import (
-    FALSE_ALARMS, PredictError, load_novelty, load_pretrained, predict, predict_files, prepare, pretrained_names, shipped_details,
-)  # fmt: skip
+from fashion_nb.prediction.novelty import FALSE_ALARMS
+from fashion_nb.prediction.image import PredictError, prepare
+from fashion_nb.prediction.pretrained import (
+    load_novelty,
+    load_pretrained,
+    pretrained_names,
+    shipped_details,
+)
+from fashion_nb.prediction.predict import predict, predict_files  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -211,19 +219,19 @@ def test_false_alarms_and_what_is_caught(data):
 
 
 def test_the_shipped_network_is_small_and_good(data):
-    folder = module._pretrained()
+    folder = pretrained_room._pretrained()
     assert sum((folder / name).stat().st_size for name in ("model.npz", "model.json", "novelty.npz")) < 1_000_000
     for name in pretrained_names():  # each of the others is held to the same
         assert sum((folder / f"{name}.{kind}").stat().st_size for kind in ("npz", "json")) < 1_000_000
     details = shipped_details()
     assert details["history"] and details["record"]["data"]["train_sha256"] and "test split was not used" in details["note"]
-    found = module._ask(load_pretrained(), data.test.images[:2_000, ..., 0]).argmax(axis=1)
+    found = predict_room._ask(load_pretrained(), data.test.images[:2_000, ..., 0]).argmax(axis=1)
     assert (found == data.test.labels[:2_000]).mean() > 0.93
 
 
 @pytest.mark.parametrize("name", ["model.npz", "model.json", "novelty.npz"])
 def test_damaged_shipped_files_are_noticed(name, tmp_path):
-    for path in module._pretrained().iterdir():
+    for path in pretrained_room._pretrained().iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-20])
     for load in (load_pretrained, load_novelty, shipped_details):
@@ -245,7 +253,7 @@ def test_it_works_on_jax_without_data(canvas, tmp_path):
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.partition('.')[0] == 'tensorflow': raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "from fashion_nb.predict import predict_files\n"
+        "from fashion_nb.prediction.predict import predict_files\n"
         f"print(predict_files({str(tmp_path / 'boot.png')!r}).to_text())"
     )
     environment = os.environ | {"KERAS_BACKEND": "jax", "FASHION_NB_DATA": str(tmp_path), "HOME": str(tmp_path)}
