@@ -839,7 +839,9 @@ def leaderboard_command(group, published, results, as_json):
       fashion_nb leaderboard optimizer
       fashion_nb leaderboard --published --json
     """
-    from fashion_nb.store import leaderboard, load_records, published_points, store_folder
+    from fashion_nb.experiments.leaderboard import leaderboard
+    from fashion_nb.experiments.store import load_records, store_folder
+    from fashion_nb.experiments.published import published_points
 
     if load_records(group, results):  # what is unknown or damaged is refused before Keras is started
         _start_keras()
@@ -872,8 +874,8 @@ def experiments_list(results):
     Example:
       fashion_nb experiments list
     """
-    from fashion_nb.experiments import GRIDS, grid_configs
-    from fashion_nb.store import load_records
+    from fashion_nb.experiments.grid import GRIDS, grid_configs
+    from fashion_nb.experiments.store import load_records
 
     stored = {record.config.identity for record in load_records(folder=results)}
     width = max(map(len, GRIDS))
@@ -915,8 +917,8 @@ def experiments_run(grid, jobs, dask, results, runs):
       fashion_nb experiments run rates.yaml
       fashion_nb experiments run filters --jobs 2 --results mine
     """
-    from fashion_nb.experiments import grid_runs, run_grid
-    from fashion_nb.store import find_records_of, store_folder
+    from fashion_nb.experiments.grid import grid_runs, run_grid
+    from fashion_nb.experiments.store import find_records_of, store_folder
 
     configs = grid_runs(grid)
     known = find_records_of(configs.values(), results)
@@ -945,7 +947,8 @@ def reproduce_command(row, results, runs):
     Example:
       fashion_nb reproduce published_nets/stride_2
     """
-    from fashion_nb.store import load_records, reproduce
+    from fashion_nb.experiments.store import load_records
+    from fashion_nb.experiments.leaderboard import reproduce
 
     if any(row in (record.name, record.row) for record in load_records(folder=results)):
         _start_keras()  # an unknown name is refused without it

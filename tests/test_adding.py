@@ -25,7 +25,7 @@ from fashion_nb.analysis.cost import model_cost
 from fashion_nb.models.zoo import MODELS, build_model, list_models, model_info
 from fashion_nb.training.config import TrainConfig
 from fashion_nb.training.schedules import TrainError
-from fashion_nb.store import load_records
+from fashion_nb.experiments.store import load_records
 from fashion_nb.training.loop import train
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -15,6 +15,9 @@ import pandas as pd
 import pytest
 from small_runs import made_data, made_split
 
+from fashion_nb.experiments import store as store_room
+from fashion_nb.experiments import leaderboard as leaderboard_room
+from fashion_nb.experiments import published as published_room
 from fashion_nb.training import learner as learner_room
 import fashion_nb.evaluate
 import fashion_nb.experiments
@@ -23,7 +26,7 @@ import fashion_nb.store
 import fashion_nb.train
 from fashion_nb.cli import cli, run
 from fashion_nb.core.errors import FashionNbError
-from fashion_nb.experiments import (
+from fashion_nb.experiments.grid import (
     GRIDS,
     ExperimentError,
     Grid,
@@ -40,7 +43,8 @@ from fashion_nb.models.zoo import build_model
 from fashion_nb.training.runs import list_runs
 from fashion_nb.training.config import TrainConfig
 from fashion_nb.training.schedules import TrainError
-from fashion_nb.store import Record, StoreError, load_records, run_experiment
+from fashion_nb.experiments.store import Record, StoreError, load_records
+from fashion_nb.experiments.leaderboard import run_experiment
 
 TINY = {"model": "conv8/4 conv8/2 flat", "epochs": 2, "batch_size": 50, "validation_size": 40}
 GRID = Grid("Does the rate matter?", {"slow": {"learning_rate": 0.001}, "fast": {"learning_rate": 0.01}}, TINY, seeds=2)
@@ -141,7 +145,7 @@ def test_a_grid_is_sound(group):
     assert grid.question.endswith("?") and grid.seeds >= (1 if group in ("search", "teacher", "record_search", "search_again") else 3) and len(configs) == grid.seeds * len(grid.rows)
     assert len({config.identity for config in configs.values()}) == len(configs)
     for name, config in configs.items():
-        found = fashion_nb.store._NAME.fullmatch(name)
+        found = store_room._NAME.fullmatch(name)
         assert found["row"].startswith(f"{group}/") and int(found["seed"]) == config.seed
         assert TrainConfig.from_json(config.to_json()) == config
         assert all(getattr(config, key) == value for key, value in grid.rows[found["row"].partition("/")[2]].items())
@@ -499,7 +503,7 @@ def test_the_leaderboard_at_the_prompt(whole, shell):
     status, said, _ = shell(*board)
     title, *lines = said.splitlines()
     assert status == 0 and all(word in title for word in ("row", "MACs", "parameters", "seeds", "mean ± std, %", "95 % interval", "epochs", "device"))
-    table = fashion_nb.store.leaderboard(folder=whole[0] / "store", data=made_data())
+    table = leaderboard_room.leaderboard(folder=whole[0] / "store", data=made_data())
     assert [line.split()[0] for line in lines] == table.row.tolist() and table["mean"].is_monotonic_decreasing
     for line, row in zip(lines, table.itertuples()):
         assert f"{row.macs:,}" in line and f"{row.parameters:,}" in line and f"{100 * row.low:.2f} to {100 * row.high:.2f}" in line
@@ -508,9 +512,9 @@ def test_the_leaderboard_at_the_prompt(whole, shell):
     rows = json.loads(shell(*board, "--json")[1])
     assert list(rows) == ["rows"] and [row["mean"] for row in rows["rows"]] == pytest.approx(table["mean"].tolist(), abs=1e-14)
     both = json.loads(shell(*board, "--json", "--published")[1])
-    assert both["rows"] == rows["rows"] and len(both["published"]) == len(fashion_nb.store.PUBLISHED_POINTS)
+    assert both["rows"] == rows["rows"] and len(both["published"]) == len(published_room.PUBLISHED_POINTS)
     published = shell(*board, "--published")[1]
-    assert published.startswith(said) and all(point.name in published and point.source in published for point in fashion_nb.store.PUBLISHED_POINTS)
+    assert published.startswith(said) and all(point.name in published and point.source in published for point in published_room.PUBLISHED_POINTS)
     assert "old data" in published and "second-hand" in published and "4,000,000,000" in published
 
 
@@ -535,7 +539,7 @@ def test_a_row_is_repeated_at_the_prompt(whole, shell, tmp_path):
 
 
 def test_a_difference_has_status_1(whole, shell, tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_nb.store.Reproduction, "agrees", False)
+    monkeypatch.setattr(leaderboard_room.Reproduction, "agrees", False)
     status, said, _ = shell("reproduce", "tried/slow", "--results", whole[0] / "store", "--runs", tmp_path)
     assert status == 1 and said.rstrip().endswith("more than chance explains")
 

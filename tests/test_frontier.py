@@ -15,8 +15,8 @@ from small_runs import made_data
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.core.errors import FashionNbError
 from fashion_nb.data.fashion_mnist import load_fashion_mnist
-from fashion_nb.experiments import GRIDS
-from fashion_nb.frontier import (
+from fashion_nb.experiments.grid import GRIDS
+from fashion_nb.experiments.frontier import (
     BUDGETS,
     _compiled,
     budget_table,
@@ -31,7 +31,9 @@ from fashion_nb.frontier import (
 )
 from fashion_nb.models.zoo import build_model, model_info
 from fashion_nb.prediction.pretrained import load_pretrained, pretrained_names
-from fashion_nb.store import StoreError, leaderboard, load_records, published_points, store_folder
+from fashion_nb.experiments.store import StoreError, load_records, store_folder
+from fashion_nb.experiments.leaderboard import leaderboard
+from fashion_nb.experiments.published import published_points
 
 
 @pytest.fixture(scope="module")

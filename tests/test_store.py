@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import made_data, made_split
 
+from fashion_nb.experiments import store as store_room
 import fashion_nb.store
 from fashion_nb.evaluation.comparison import compare
 from fashion_nb.analysis.cost import model_cost
@@ -25,25 +26,22 @@ from fashion_nb.data.fashion_mnist import Split
 from fashion_nb.training.soft_labels import soft_labels_hash
 from fashion_nb.evaluation.evaluation import evaluate
 from fashion_nb.evaluation.scores import from_half, score, to_half
-from fashion_nb.experiments import GRIDS
+from fashion_nb.experiments.grid import GRIDS
 from fashion_nb.models.zoo import build_model
 from fashion_nb.training.machine import data_hashes
 from fashion_nb.training.runs import load_run
 from fashion_nb.training.config import TrainConfig
-from fashion_nb.store import (
-    PUBLISHED_POINTS,
+from fashion_nb.experiments.published import PUBLISHED_POINTS, published_points
+from fashion_nb.experiments.store import (
     StoreError,
     find_records_of,
-    leaderboard,
     load_records,
     pack_answers,
-    published_points,
-    reproduce,
-    run_experiment,
     store_folder,
     store_run,
     unpack_answers,
 )
+from fashion_nb.experiments.leaderboard import leaderboard, reproduce, run_experiment
 
 SMALL = TrainConfig(model="conv8/4 conv8/2 flat", epochs=2, batch_size=50, validation_size=40)
 NAME = "made/small-seed0"
@@ -594,7 +592,7 @@ SHIPPED = sorted(path.relative_to(store_folder()).with_suffix("").as_posix() for
 
 @pytest.mark.parametrize("name", SHIPPED or [pytest.param("", marks=pytest.mark.skip(reason="nothing is stored yet"))])
 def test_a_stored_record_of_the_package(name, data):
-    record = fashion_nb.store._read(store_folder(), name)
+    record = store_room._read(store_folder(), name)
     known = {"train_sha256": hashes(data, "train"), "test_sha256": hashes(data, "test")}
     if (soft := soft_labels_hash(record.config.teacher, known["train_sha256"])):
         known["soft_labels_sha256"] = soft
@@ -661,7 +659,8 @@ def test_an_installed_package_has_its_leaderboard_and_says_which_answers_it_lack
     code = """
 import json
 from fashion_nb.core.errors import FashionNbError
-from fashion_nb.store import leaderboard, load_records
+from fashion_nb.experiments.leaderboard import leaderboard
+from fashion_nb.experiments.store import load_records
 
 records = {record.name: record for record in load_records()}
 try:
