@@ -1,4 +1,4 @@
 """`python -m fashion_nb` is the `fashion_nb` command."""
-from fashion_nb.cli import main
+from fashion_nb.cli.main import main
 
 main()

@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 from small_runs import made_data, saved_weights
 
+from fashion_nb.cli import base as base_room
+from fashion_nb.cli import training_commands as training_commands_room
 import fashion_nb.cli as cli
 import fashion_nb.settings as settings
 from fashion_nb.training.augment import (
@@ -124,13 +126,13 @@ def test_a_grid_is_a_file(tmp_path):
     path = tmp_path / f"rates.{language}"
     path.write_text(text, encoding="utf-8")
     arguments = ["experiments", "run", str(path), "--results", str(tmp_path / "mine"), "--runs", str(tmp_path / "runs")]
-    assert cli.run(cli.cli, arguments) == 0
+    assert base_room.run(base_room.cli, arguments) == 0
     records = {record.name: record for record in load_records(folder=tmp_path / "mine")}
     assert sorted(records) == ["rates/large-seed0", "rates/small-seed0"]
     assert {record.config.learning_rate for record in records.values()} == {0.001, 0.01}
     assert {(record.config.model, record.config.epochs, record.config.batch_size) for record in records.values()} == {("bare raw conv4/4 gap", 1, 500)}
     stored = {each: each.stat().st_mtime_ns for each in (tmp_path / "mine").rglob("*") if each.is_file()}
-    assert cli.run(cli.cli, arguments) == 0  # nothing is trained again
+    assert base_room.run(base_room.cli, arguments) == 0  # nothing is trained again
     assert {each: each.stat().st_mtime_ns for each in stored} == stored
 
 
@@ -145,9 +147,9 @@ def test_an_option_of_training_is_one_field(monkeypatch):
     given = {}
 
     @click.command()
-    @cli._options
+    @training_commands_room._options
     def probe(**typed):
-        given["config"] = cli._config(typed)
+        given["config"] = training_commands_room._config(typed)
 
     answer = CliRunner().invoke(probe, ["--help"]).output
     assert "--clip FLOAT" in answer and re.search(r"Longest gradient that is followed; 0\s+follows any\.\s+\[default: 0\]", answer)

@@ -153,7 +153,7 @@ def test_a_run_of_the_report_can_be_evaluated_again(reported):
 
 SAYS_WHEN_IT_TRAINS = """
 import os, sys
-from fashion_nb.cli import main
+from fashion_nb.cli.main import main
 from fashion_nb.training.learner import Watcher
 
 batch, (said, answered) = Watcher.batch, map(int, sys.argv[1:])
@@ -254,7 +254,7 @@ def test_what_cannot_be_counted_is_one_line(arguments, message, saved):
 
 
 def test_sides_of_models_with_other_layers():
-    from fashion_nb.cli import _field_rows
+    from fashion_nb.cli.report import _field_rows
     from fashion_nb.models.zoo import build_model
     from fashion_nb.analysis.field import receptive_field
 

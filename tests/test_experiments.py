@@ -24,7 +24,7 @@ import fashion_nb.experiments
 import fashion_nb.many
 import fashion_nb.store
 import fashion_nb.train
-from fashion_nb.cli import cli, run
+from fashion_nb.cli.main import cli, run
 from fashion_nb.core.errors import FashionNbError
 from fashion_nb.experiments.grid import (
     GRIDS,
@@ -581,7 +581,7 @@ def test_help_and_refusals_start_no_back_end(tmp_path):
              ["experiments", "list"], ["experiments", "run", "none"], ["reproduce", "none"], ["leaderboard", "none"], ["experiments", "run", "dense", "--results", "/dev/null/x"]]  # fmt: skip
     code = f"""
 import sys
-from fashion_nb.cli import cli, run
+from fashion_nb.cli.main import cli, run
 found = []
 for words in {asked!r}:
     found.append(run(cli, words))
