@@ -1,4 +1,5 @@
-"""Fashion-MNIST with small networks: their costs and receptive fields, training, and honest results.
+"""Fashion-MNIST with small networks: their costs and receptive fields, training, and honest
+results.
 
     import fashion_nb as fnb
 
@@ -7,7 +8,8 @@
     run = fnb.train("stride_2", data=data)
     fnb.evaluate(run, data=data)
 
-`dir(fnb)` lists the public names; each is imported when it is first used, so that `import fashion_nb` is instant.
+`dir(fnb)` lists the public names; each is imported when it is first used, so that `import
+fashion_nb` is instant.
 """
 from importlib import import_module as _import_module
 

@@ -19,13 +19,13 @@ import joblib
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from .data.fashion_mnist import FashionMNIST
 from .core.errors import FashionNbError
-from .training.runs import Run
-from .training.machine import RunInUse
+from .data.fashion_mnist import FashionMNIST
 from .training.config import TrainConfig
-from .training.schedules import TrainError
 from .training.loop import run_folder, train
+from .training.machine import RunInUse
+from .training.runs import Run
+from .training.schedules import TrainError
 
 # %% ../nbs/07_many.ipynb #3eaea8fd
 def simulate_devices(

@@ -1,4 +1,5 @@
-"""How fast the counting is: ResNet50 against the keras-flops route in one run, and time over the number of layers.
+"""How fast the counting is: ResNet50 against the keras-flops route in one run, and time over the
+number of layers.
 
 Run it with: python tests/benchmark_cost.py
 """
@@ -24,7 +25,10 @@ def chain(depth):
     "A chain of convolutions."
     from keras import Input, Sequential, layers
 
-    return Sequential([Input((16, 16, 4)), *[layers.Conv2D(4, 3, padding="same") for _ in range(depth)]], name=f"chain_{depth}")
+    return Sequential(
+        [Input((16, 16, 4)), *[layers.Conv2D(4, 3, padding="same") for _ in range(depth)]],
+        name=f"chain_{depth}",
+    )
 
 
 def against_keras_flops(name="ResNet50"):
@@ -53,6 +57,12 @@ def growth(depths=(50, 100, 200, 400, 800)):
 if __name__ == "__main__":
     for name in ("ResNet50", "MobileNetV2", "EfficientNetB0"):
         ours, witness, ratio = against_keras_flops(name)
-        print(f"{name}: report {1000 * ours:.1f} ms, keras-flops {witness:.2f} s, {ratio:.0f} times faster")
+        print(
+            f"{name}: report {1000 * ours:.1f} ms, keras-flops {witness:.2f} s, {ratio:.0f} times"
+            " faster"
+        )
     for depth, seconds in growth().items():
-        print(f"chain of {depth} convolutions: {1000 * seconds:.1f} ms, {1e6 * seconds / depth:.0f} µs a layer")
+        print(
+            f"chain of {depth} convolutions: {1000 * seconds:.1f} ms, {1e6 * seconds / depth:.0f}"
+            " µs a layer"
+        )

@@ -1,7 +1,8 @@
 """How fast training is: plain model.fit, fashion_nb and PyTorch, in turns in one run on two cores.
 
 Run it with: python tests/benchmark_train.py [--quick] [MODEL ...]
-Nothing else should run beside it: PyTorch waits for its threads by spinning, and suffers most on busy cores.
+Nothing else should run beside it: PyTorch waits for its threads by spinning, and suffers most on
+busy cores.
 The images are made up; the time is for whole epochs without validation and checkpoints.
 """
 
@@ -19,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CORES = 2
 BATCH = 128
-IMAGES = {"stride_2": 16_384, "stride_1": 3_072, "mnist_classifier_32_64p_64_128p": 2_048}  # in one timed epoch: `fit` takes 0.1 s to begin
+# in one timed epoch: `fit` takes 0.1 s to begin
+IMAGES = {"stride_2": 16_384, "stride_1": 3_072, "mnist_classifier_32_64p_64_128p": 2_048}
 AUGMENTATIONS = ("none", "shift=2+flip+erase=0.5", "first_set")
 PRECISIONS = {"float32": "float32", "mixed_bfloat16": "bfloat16"}
 MAY_COMPILE_FOR = 600  # seconds; then torch.compile counts as not working here
@@ -31,7 +33,9 @@ def made_up(count):
     import numpy as np
 
     random = np.random.default_rng(0)
-    return random.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8), random.integers(0, 10, count).astype(np.uint8)
+    return random.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8), random.integers(
+        0, 10, count
+    ).astype(np.uint8)
 
 
 def plain_fit(name, count):
@@ -42,7 +46,9 @@ def plain_fit(name, count):
 
     images, labels = made_up(count)
     model = build_model(name)
-    model.compile(keras.optimizers.Adam(0.001), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.Adam(0.001), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
     return lambda: model.fit(images, labels, batch_size=BATCH, verbose=0)
 
 
@@ -54,8 +60,15 @@ def own_fit(name, count, precision, augmentation):
     from fashion_nb.training.learner import epoch_inputs, make_learner, run_steps
 
     images, labels = made_up(count)
-    options = {"batch_size": BATCH, "optimizer": "adam", "learning_rate": 0.001, "schedule": "constant"}
-    config = TrainConfig(model=name, precision=precision, augmentation=augmentation, epochs=1000, **options)
+    options = {
+        "batch_size": BATCH,
+        "optimizer": "adam",
+        "learning_rate": 0.001,
+        "schedule": "constant",
+    }
+    config = TrainConfig(
+        model=name, precision=precision, augmentation=augmentation, epochs=1000, **options
+    )
     learner, number = make_learner(config, images, count // BATCH), iter(range(1, 10**6))
 
     def epoch():
@@ -70,7 +83,12 @@ def torch_net(name):
     from torch import nn
 
     def striding(stride, features):
-        convolutions = [nn.Conv2d(1, 20, 3), nn.ReLU(), nn.Conv2d(20, 40, 3, stride=stride), nn.ReLU()]
+        convolutions = [
+            nn.Conv2d(1, 20, 3),
+            nn.ReLU(),
+            nn.Conv2d(20, 40, 3, stride=stride),
+            nn.ReLU(),
+        ]
         convolutions += [nn.Conv2d(40, 80, 3, stride=stride), nn.ReLU(), nn.Flatten()]
         return nn.Sequential(*convolutions, nn.Linear(features, 100), nn.ReLU(), nn.Linear(100, 10))
 
@@ -79,10 +97,17 @@ def torch_net(name):
         return [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(), normalise]
 
     if name != "mnist_classifier_32_64p_64_128p":
-        return {"stride_1": lambda: striding(1, 38_720), "stride_2": lambda: striding(2, 2_000)}[name]()
+        return {"stride_1": lambda: striding(1, 38_720), "stride_2": lambda: striding(2, 2_000)}[
+            name
+        ]()
     layers = [*normalised(1, 32), *normalised(32, 64), nn.MaxPool2d(2)]
     layers += [*normalised(64, 64), *normalised(64, 128), nn.MaxPool2d(2)]
-    dense = [nn.Flatten(), nn.Linear(6_272, 128), nn.ReLU(), nn.BatchNorm1d(128, eps=1e-3, momentum=0.01)]
+    dense = [
+        nn.Flatten(),
+        nn.Linear(6_272, 128),
+        nn.ReLU(),
+        nn.BatchNorm1d(128, eps=1e-3, momentum=0.01),
+    ]
     return nn.Sequential(*layers, *dense, nn.Dropout(0.2), nn.Linear(128, 10))
 
 
@@ -141,7 +166,10 @@ def serve():
         if kind == "run":
             start, used = time.perf_counter(), time.process_time()
             tasks[label]()
-            answer = {"seconds": time.perf_counter() - start, "processor": time.process_time() - used}
+            answer = {
+                "seconds": time.perf_counter() - start,
+                "processor": time.process_time() - used,
+            }
         else:
             tasks[label] = makers[kind](*options)
             tasks[label]()  # compiles, and warms up
@@ -179,9 +207,14 @@ class Worker:
 
 
 def best_torch(name, count, precision, quick):
-    "PyTorch's fastest way for a network, a live worker with it, and the images a second of every way."
+    """PyTorch's fastest way for a network, a live worker with it, and the images a second of every
+    way."""
     found = {}
-    for layout, compiled in (("channels_last", False), ("contiguous", False), ("channels_last", True)):
+    for layout, compiled in (
+        ("channels_last", False),
+        ("contiguous", False),
+        ("channels_last", True),
+    ):
         if quick and (compiled or layout == "contiguous"):
             continue
         worker = Worker("torch")
@@ -197,7 +230,8 @@ def best_torch(name, count, precision, quick):
 
 
 def training_flops(name):
-    "Arithmetic of one image in a training step: forwards, by the weights, and by what each layer takes in, but for the image."
+    """Arithmetic of one image in a training step: forwards, by the weights, and by what each layer
+    takes in, but for the image."""
     from fashion_nb.analysis.cost import model_cost
     from fashion_nb.models.zoo import build_model
 
@@ -207,12 +241,21 @@ def training_flops(name):
 
 
 def measure(name, rounds, quick):
-    "By task, round by round: images a second (peaks: GFLOP/s) and cores kept busy; and notes on PyTorch."
+    """By task, round by round: images a second (peaks: GFLOP/s) and cores kept busy; and notes on
+    PyTorch."""
     count, tasks, notes = IMAGES[name], [], []
     tasks.append(("plain fit", "keras", "plain", name, count))
     for precision in PRECISIONS:
         for augmentation in AUGMENTATIONS:
-            tasks.append((f"fashion_nb {precision} {augmentation}", "keras", "own", name, count, precision, augmentation))
+            tasks.append((
+                f"fashion_nb {precision} {augmentation}",
+                "keras",
+                "own",
+                name,
+                count,
+                precision,
+                augmentation,
+            ))
         label, way, found = best_torch(name, count, precision, quick)
         tasks.append((f"PyTorch {precision}", "torch", "torch", name, count, *way))
         notes.append(f"PyTorch {precision}: {label} taken from {found} (0: did not work)")
@@ -227,7 +270,9 @@ def measure(name, rounds, quick):
         for _ in range(rounds):
             for label, library, kind, *_ in tasks:
                 answer = workers[library].ask(label, "run")
-                rates[label].append((4 * 2 * 2048**3 / 1e9 if kind == "peak" else count) / answer["seconds"])
+                rates[label].append(
+                    (4 * 2 * 2048**3 / 1e9 if kind == "peak" else count) / answer["seconds"]
+                )
                 busy[label].append(answer["processor"] / answer["seconds"])
     finally:
         for worker in workers.values():
@@ -242,7 +287,11 @@ def ratio(rates, one, other):
 
 def best_of(rates, who):
     "The fastest task of fashion_nb or PyTorch without augmentation."
-    labels = [label for label in rates if label.startswith(who) and label.split()[-1] in ("none", *PRECISIONS)]
+    labels = [
+        label
+        for label in rates
+        if label.startswith(who) and label.split()[-1] in ("none", *PRECISIONS)
+    ]
     return max(labels, key=lambda label: max(rates[label]))
 
 
@@ -252,14 +301,23 @@ def show(name, rates, busy, notes):
     peaks = {precision: max(rates[f"peak {precision}"]) for precision in PRECISIONS}
     print(f"\n{name}: {flops / 1e6:.1f} MFLOP an image in training; measured peak", end=" ")
     print(", ".join(f"{precision} {peak:.0f} GFLOP/s" for precision, peak in peaks.items()))
-    print(f"{'':54}  images/s     best   cores   CPU µs/image  of peak  × plain  × PyTorch  × unaugmented")
+    print(
+        f"{'':54}  images/s     best   cores   CPU µs/image  of peak  × plain  × PyTorch  ×"
+        " unaugmented"
+    )
     for label, each in rates.items():
         if label.startswith("peak"):
             continue
         precision = next((p for p in PRECISIONS if p in label), "float32")
         spent = min(1e6 * cores / rate for cores, rate in zip(busy[label], each))
-        row = f"{label:54}  {statistics.median(each):8.0f} {max(each):8.0f} {statistics.median(busy[label]):7.2f} {spent:14.0f}"
-        row += f" {max(each) * flops / 1e9 / peaks[precision]:8.0%} {ratio(rates, label, 'plain fit'):8.2f}"
+        row = (
+            f"{label:54}  {statistics.median(each):8.0f} {max(each):8.0f}"
+            f" {statistics.median(busy[label]):7.2f} {spent:14.0f}"
+        )
+        row += (
+            f" {max(each) * flops / 1e9 / peaks[precision]:8.0%}"
+            f" {ratio(rates, label, 'plain fit'):8.2f}"
+        )
         row += f" {ratio(rates, label, f'PyTorch {precision}'):10.2f}"
         if label.startswith("fashion_nb"):
             row += f" {ratio(rates, label, f'fashion_nb {precision} none'):14.2f}"
@@ -271,15 +329,26 @@ def show(name, rates, busy, notes):
         print(f"plain fit × 1.5 would take {needed:.0%} of the {precision} peak")
     print("\n".join(notes))
     if statistics.median(busy["peak float32"]) < 0.9 * CORES:
-        print("the cores were shared with other work: trust the processor time, and no ratio with PyTorch")
+        print(
+            "the cores were shared with other work: trust the processor time, and no ratio with"
+            " PyTorch"
+        )
     sys.stdout.flush()
 
 
 def main():
     "Read the arguments, measure each network and print."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=list(IMAGES), metavar="MODEL", help=", ".join(IMAGES))
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and PyTorch with its usual best settings only")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "models", nargs="*", default=list(IMAGES), metavar="MODEL", help=", ".join(IMAGES)
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer rounds, and PyTorch with its usual best settings only",
+    )
     chosen = parser.parse_args()
     if wrong := set(chosen.models) - set(IMAGES):
         parser.error(f"no network {', '.join(sorted(wrong))}: expected some of {', '.join(IMAGES)}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fashion_nb.data.fashion_mnist import load_fashion_mnist
 from fashion_nb.data.idx import FILES
 from fashion_nb.data.sources import cache_folder
-from fashion_nb.data.fashion_mnist import load_fashion_mnist
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

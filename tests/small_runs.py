@@ -1,8 +1,12 @@
-"""Small trainings in child processes that can be killed at any moment, and how to compare what is left of them.
+"""Small trainings in child processes that can be killed at any moment, and how to compare what is
+left of them.
 
-Loading TensorFlow takes far longer than these trainings, so one process loads it and forks a child for each of them
-(`Nursery`). A `fake` nursery does without Keras: its network is a row of numbers, but all files are written by the real
-`train`. There a training takes milliseconds, and every moment at which something is written can be tried.
+Loading TensorFlow takes far longer than these trainings, so one process loads it and forks a child
+for each of them
+(`Nursery`). A `fake` nursery does without Keras: its network is a row of numbers, but all files are
+written by the real
+`train`. There a training takes milliseconds, and every moment at which something is written can be
+tried.
 """
 import errno
 import io
@@ -20,15 +24,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fashion_nb.training import learner as learner_room
-from fashion_nb.training import runs as runs_room
-from fashion_nb.training import devices as devices_room
-from fashion_nb.training import machine as machine_room
 from fashion_nb.data.fashion_mnist import FashionMNIST, Split
+from fashion_nb.training import devices as devices_room
+from fashion_nb.training import learner as learner_room
+from fashion_nb.training import machine as machine_room
+from fashion_nb.training import runs as runs_room
 from fashion_nb.training.checkpoints import LOG_COLUMNS, read_checkpoint
-from fashion_nb.training.runs import load_run
 from fashion_nb.training.config import TrainConfig
 from fashion_nb.training.loop import train
+from fashion_nb.training.runs import load_run
 
 
 def made_split(size, seed):
@@ -56,14 +60,23 @@ def saved_weights(path):
     import h5py
 
     found = {}
-    with zipfile.ZipFile(path) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
-        file.visititems(lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None)
+    with zipfile.ZipFile(path) as archive, h5py.File(
+        io.BytesIO(archive.read("model.weights.h5"))
+    ) as file:
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
     assert found
     return found
 
 
 def timeless(history):
-    return [{name: value for name, value in row.items() if name not in ("seconds", "time")} for row in history]
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "time")}
+        for row in history
+    ]
 
 
 def assert_same_run(one, other):
@@ -74,10 +87,14 @@ def assert_same_run(one, other):
     assert one.history[names].equals(other.history[names]) and len(one.history) == one.config.epochs
     assert list(one.checkpoints) == list(other.checkpoints)
     for epoch, path in one.checkpoints.items():
-        (arrays, history), (others, their_history) = read_checkpoint(path), read_checkpoint(other.checkpoints[epoch])
+        (arrays, history), (others, their_history) = read_checkpoint(path), read_checkpoint(
+            other.checkpoints[epoch]
+        )
         assert timeless(history) == timeless(their_history) and arrays.keys() == others.keys()
         for name, array in arrays.items():
-            assert array.dtype == others[name].dtype and array.tobytes() == others[name].tobytes(), (path, name)
+            assert (
+                array.dtype == others[name].dtype and array.tobytes() == others[name].tobytes()
+            ), (path, name)
     assert saved_weights(one.folder / "model.keras") == saved_weights(other.folder / "model.keras")
     assert leftovers(one.folder) == leftovers(other.folder) == []
 
@@ -96,7 +113,8 @@ def _placed(config, *sizes):
 
 def _described(device=None):
     started = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-    return {"started": started, "seconds": None, "process": os.getpid(), "device": device, "backend": "none", "versions": {}, "git_commit": None}
+    return {"started": started, "seconds": None, "process": os.getpid(), "device": device,
+        "backend": "none", "versions": {}, "git_commit": None}
 
 
 class FakeNet:
@@ -117,17 +135,29 @@ def do_without_keras(pause=0.0, size=50):
     def epoch(state, config, labels, parts, number, watcher, wishes=None):
         inputs, wanted = learner_room.epoch_inputs(config, labels, parts[0], number)
         for batch in range(1, 4):
-            state["net/000"] = np.sin(3 * state["net/000"] + inputs["index"][: batch + 1].mean() + np.arange(size))
+            state["net/000"] = np.sin(
+                3 * state["net/000"] + inputs["index"][: batch + 1].mean() + np.arange(size)
+            )
             state["optimizer/000"] = state["optimizer/000"] + 1
             watcher.batch(number, batch)
             module.check_interrupt()
             time.sleep(pause)
         loss = float(np.abs(state["net/000"]).mean())
-        row = {"epoch": number, "loss": loss, "accuracy": loss / 2, "val_loss": loss, "val_accuracy": 1 - number / 100}
+        row = {
+            "epoch": number,
+            "loss": loss,
+            "accuracy": loss / 2,
+            "val_loss": loss,
+            "val_accuracy": 1 - number / 100,
+        }
         return row, {name: value.copy() for name, value in state.items()}
 
     learner_room.make_learner, learner_room.train_epoch = learner, epoch
-    learner_room.get_state, learner_room.set_state, learner_room.check_state = dict, lambda learner, state: learner.update(state), lambda learner, state: None
+    learner_room.get_state, learner_room.set_state, learner_room.check_state = (
+        dict,
+        lambda learner, state: learner.update(state),
+        lambda learner, state: None,
+    )
     runs_room.build_from = lambda config, state: FakeNet(state)
     devices_room.placed, machine_room.describe_session = _placed, _described
 
@@ -136,7 +166,8 @@ CTRL_C = ("interrupt", "interrupt swallowed", "interrupt twice")
 
 
 class Disturbance:
-    "Count the moments at which a run writes a file, removes one or has trained on some batches; strike at one of them."
+    """Count the moments at which a run writes a file, removes one or has trained on some batches;
+    strike at one of them."""
 
     def __init__(self, at=None, deed=None):
         self.at, self.deed, self.seen, self.full = at, deed, [], False
@@ -152,7 +183,8 @@ class Disturbance:
             for _ in range(2 if self.deed == "interrupt twice" else 1):
                 signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
-            if self.deed != "interrupt swallowed":  # as native code does with an exception in its callbacks
+            # as native code does with an exception in its callbacks
+            if self.deed != "interrupt swallowed":
                 raise
 
     def watch(self):
@@ -174,7 +206,11 @@ class Disturbance:
                 self.strike()
 
         def watched_unlink(path, **options):
-            if path.name.startswith("epoch-") and self.comes(f"remove {path.name}") and self.deed != "full":
+            if (
+                path.name.startswith("epoch-")
+                and self.comes(f"remove {path.name}")
+                and self.deed != "full"
+            ):
                 self.strike()
             unlink(path, **options)
 
@@ -200,10 +236,18 @@ def obey(order, fake, pipe):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            train(TrainConfig.from_json(order["config"]), order["folder"], made_data(order.get("images", 240)), progress=False)
+            train(
+                TrainConfig.from_json(order["config"]),
+                order["folder"],
+                made_data(order.get("images", 240)),
+                progress=False,
+            )
         except BaseException as error:
             answer["error"] = f"{type(error).__name__}: {error}"[:5_000]
-    answer |= {"seen": disturbance.seen, "warnings": list(dict.fromkeys(str(one.message)[:500] for one in warned))[:20]}
+    answer |= {
+        "seen": disturbance.seen,
+        "warnings": list(dict.fromkeys(str(one.message)[:500] for one in warned))[:20],
+    }
     os.write(pipe, json.dumps(answer).encode())
     os._exit(0)
 
@@ -218,20 +262,31 @@ def fork(order, fake):
         finally:
             os._exit(70)
     os.close(write)
-    return {"pid": pid, "pipe": read, "start": time.monotonic(), "after": order.get("after", 300), "signal": order.get("signal", signal.SIGKILL)}
+    return {
+        "pid": pid,
+        "pipe": read,
+        "start": time.monotonic(),
+        "after": order.get("after", 300),
+        "signal": order.get("signal", signal.SIGKILL),
+    }
 
 
 def follow(child):
     "Wait for a child, signalling it when its time has come; returns the answer to its order."
     while (ended := os.waitpid(child["pid"], os.WNOHANG))[0] == 0:
         if time.monotonic() - child["start"] > child["after"]:
-            os.kill(child["pid"], child["signal"])  # not waited for yet, so the number is still this child's
+            # not waited for yet, so the number is still this child's
+            os.kill(child["pid"], child["signal"])
             child["after"] = 300
         time.sleep(0.002)
     with os.fdopen(child["pipe"], "rb") as pipe:
         said = pipe.read()
     answer = json.loads(said) if said else {"error": "killed", "seen": [], "warnings": []}
-    return answer | {"pid": child["pid"], "status": os.waitstatus_to_exitcode(ended[1]), "seconds": time.monotonic() - child["start"]}
+    return answer | {
+        "pid": child["pid"],
+        "status": os.waitstatus_to_exitcode(ended[1]),
+        "seconds": time.monotonic() - child["start"],
+    }
 
 
 def serve(fake):
@@ -244,7 +299,9 @@ def serve(fake):
     import tqdm.auto  # noqa: F401
 
     if not fake:
-        import keras  # noqa: F401  # loads TensorFlow, but starts none of its threads yet: what is forked is whole
+        # noqa: F401  # loads TensorFlow, but starts none of its threads yet: what is forked is
+        # whole
+        pass
     print("ready", flush=True)
     for line in sys.stdin:
         children = [fork(order, fake) for order in json.loads(line)]
@@ -257,15 +314,26 @@ class Nursery:
     def __init__(self, fake=False):
         environment = os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
         command = [sys.executable, __file__, "fake" if fake else "real"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
         self.ready = False
 
     def many(self, *orders):
-        "Carry out orders at the same time: config and folder, and perhaps after and signal, at and deed, pause, size, images."
+        """Carry out orders at the same time: config and folder, and perhaps after and signal, at
+        and deed, pause, size, images."""
         if not self.ready:
             assert self.process.stdout.readline() == "ready\n"
             self.ready = True
-        orders = [order | {"config": order["config"].to_json(), "folder": str(order["folder"])} for order in orders]
+        orders = [
+            order | {"config": order["config"].to_json(), "folder": str(order["folder"])}
+            for order in orders
+        ]
         self.process.stdin.write(json.dumps(orders) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -274,7 +342,8 @@ class Nursery:
         return self.many({"config": config, "folder": folder, **order})[0]
 
     def close(self):
-        self.process.kill()  # it has no child now, and TensorFlow would take seconds to end by itself
+        # it has no child now, and TensorFlow would take seconds to end by itself
+        self.process.kill()
         self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()

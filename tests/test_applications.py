@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
+from fashion_nb.analysis.cost import model_cost
+from fashion_nb.analysis.graph import model_graph
 from fashion_nb.analysis.operations import layer_work
 from fashion_nb.analysis.profiler_faults import profiler_bugs
 from fashion_nb.analysis.profiler_rules import profiler_count
 from fashion_nb.analysis.tf_profiler import profiler_counts
-from fashion_nb.analysis.cost import model_cost
-from fashion_nb.analysis.graph import model_graph
 from fashion_nb.checks.keras_flops import keras_flops_count
 
 keras = pytest.importorskip("keras")
@@ -123,10 +123,16 @@ def test_resnet_is_counted_without_bugs(resnet_calls):
     assert rest == without_macs + 5 * 1000
 
 
-def test_the_rules_are_quick(resnet_calls):
-    taken = []
-    for _ in range(5):
-        start = time.perf_counter()
-        profiler_counts(resnet_calls)
-        taken.append(time.perf_counter() - start)
-    assert min(taken) < 0.02
+def test_the_rules_are_quick():
+    "All of ResNet50 by the rules takes less than half of writing the model as JSON, in turns."
+    model = build("ResNet50")
+    calls = model_graph(model).calls
+
+    def seconds(function):
+        start = time.process_time()
+        function()
+        return time.process_time() - start
+
+    turns = [(seconds(lambda: profiler_counts(calls)), seconds(model.to_json)) for _ in range(5)]
+    rules, written = map(min, zip(*turns))
+    assert rules <= written / 2

@@ -1,4 +1,5 @@
-"""Augmentation: every value counts, both back ends and both ways to compile agree to the last bit, odd batches work."""
+"""Augmentation: every value counts, both back ends and both ways to compile agree to the last bit,
+odd batches work."""
 import os
 import subprocess
 import sys
@@ -18,10 +19,17 @@ from fashion_nb.training.augment import (
     targets,
 )
 
-COMBINED = ["shift=3+flip", "rotation+flip+shift", "first_set+cutmix", "rotation+mixup", "shift+mixup+cutmix+erase",
-            "first_set+shift+flip+mixup+cutmix+erase"]
+COMBINED = [
+    "shift=3+flip",
+    "rotation+flip+shift",
+    "first_set+cutmix",
+    "rotation+mixup",
+    "shift+mixup+cutmix+erase",
+    "first_set+shift+flip+mixup+cutmix+erase",
+]
 TEXTS = ["none", *AUGMENTATIONS, *AUGMENTATION_SETS, *COMBINED]
-OTHER_VALUE = {"rotation": 30, "zoom": 0.4, "translate": 0.05, "shift": 5, "flip": 0.9, "mixup": 2, "cutmix": 0.2, "erase": 0.9}
+OTHER_VALUE = {"rotation": 30, "zoom": 0.4, "translate": 0.05, "shift": 5, "flip": 0.9, "mixup": 2,
+    "cutmix": 0.2, "erase": 0.9}
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
 INDEX = np.random.default_rng(1).permutation(300)[:50].astype(np.int32)
@@ -30,7 +38,9 @@ INDEX = np.random.default_rng(1).permutation(300)[:50].astype(np.int32)
 def changed(text, seed=0, images=IMAGES, index=INDEX):
     from keras import ops
 
-    return ops.convert_to_numpy(augmented(images, index, draw_augmentation(text, index, np.random.default_rng(seed))))
+    return ops.convert_to_numpy(
+        augmented(images, index, draw_augmentation(text, index, np.random.default_rng(seed)))
+    )
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -42,8 +52,18 @@ def test_every_augmentation_and_every_value_changes_the_images(name):
     np.testing.assert_array_equal(given, default)
 
 
-@pytest.mark.parametrize("name", ["rotation=0", "zoom=0", "translate=0", "shift=0", "flip=0", "erase=0",
-                                  "rotation=0+zoom=0+translate=0+flip=0+shift=0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rotation=0",
+        "zoom=0",
+        "translate=0",
+        "shift=0",
+        "flip=0",
+        "erase=0",
+        "rotation=0+zoom=0+translate=0+flip=0+shift=0",
+    ],
+)
 def test_a_value_of_zero_changes_nothing(name):
     np.testing.assert_array_equal(changed(name), IMAGES[INDEX])
 
@@ -59,10 +79,17 @@ def drawn_by_hand(asked, index, random):
     count, found = len(index), {}
 
     def boxes(height, width, top, left):
-        return np.clip(np.stack([top, left, top + height, left + width], axis=1), 0, 28).astype(np.int32)
+        return np.clip(np.stack([top, left, top + height, left + width], axis=1), 0, 28).astype(
+            np.int32
+        )
 
     if asked.keys() & {"rotation", "zoom", "translate"}:
-        center, back, inner, last = np.eye(3), np.eye(3), np.tile(np.eye(3), (count, 1, 1)), np.tile(np.eye(3), (count, 1, 1))
+        center, back, inner, last = (
+            np.eye(3),
+            np.eye(3),
+            np.tile(np.eye(3), (count, 1, 1)),
+            np.tile(np.eye(3), (count, 1, 1)),
+        )
         center[:2, 2], back[:2, 2] = 13.5, -13.5
         angle = np.deg2rad(random.uniform(-1, 1, count) * asked.get("rotation", 0))
         zoom = 1 + random.uniform(-1, 1, (count, 2)) * asked.get("zoom", 0)
@@ -70,13 +97,17 @@ def drawn_by_hand(asked, index, random):
         inner[:, 0, 0], inner[:, 0, 1] = np.cos(angle) * zoom[:, 0], -np.sin(angle) * zoom[:, 1]
         inner[:, 1, 0], inner[:, 1, 1] = np.sin(angle) * zoom[:, 0], np.cos(angle) * zoom[:, 1]
     if "shift" in asked:
-        found["shift"] = random.integers(-int(asked["shift"]), int(asked["shift"]) + 1, (count, 2), dtype=np.int32)
+        found["shift"] = random.integers(
+            -int(asked["shift"]), int(asked["shift"]) + 1, (count, 2), dtype=np.int32
+        )
     if "flip" in asked:
         found["flip"] = random.random(count) < asked["flip"]
     if asked.keys() & {"mixup", "cutmix"}:
         found["partner"] = index[random.permutation(count)]
     if "mixup" in asked:
-        found["mixup"] = (np.rint(256 * random.beta(asked["mixup"], asked["mixup"], count)) / 256).astype(np.float32)
+        found["mixup"] = (
+            np.rint(256 * random.beta(asked["mixup"], asked["mixup"], count)) / 256
+        ).astype(np.float32)
     if "cutmix" in asked:
         side = np.rint(28 * np.sqrt(1 - random.beta(asked["cutmix"], asked["cutmix"], count)))
         corner = np.floor(random.random((count, 2)) * 28 - side[:, None] / 2 + 0.5)
@@ -86,10 +117,16 @@ def drawn_by_hand(asked, index, random):
         found["mixup"] = np.where(blended, found["mixup"], np.float32(1))
         found["cutmix"] = np.where(blended[:, None], np.int32(0), found["cutmix"])
     if "erase" in asked:
-        area, aspect = random.uniform(0.02, 0.4, count) * 784, np.exp(random.uniform(np.log(0.3), -np.log(0.3), count))
-        height, width = (np.clip(np.rint(np.sqrt(each)), 1, 28) for each in (area * aspect, area / aspect))
+        area, aspect = random.uniform(0.02, 0.4, count) * 784, np.exp(
+            random.uniform(np.log(0.3), -np.log(0.3), count)
+        )
+        height, width = (
+            np.clip(np.rint(np.sqrt(each)), 1, 28) for each in (area * aspect, area / aspect)
+        )
         top, left = (np.floor(random.random(count) * (29 - each)) for each in (height, width))
-        found["erase"] = boxes(height, width, top, left) * (random.random(count) < asked["erase"])[:, None].astype(np.int32)
+        found["erase"] = boxes(height, width, top, left) * (random.random(count) < asked["erase"])[
+            :, None
+        ].astype(np.int32)
         found["noise"] = random.integers(0, 64, count, dtype=np.int32)
     if asked.keys() & {"rotation", "zoom", "translate"}:
         if (flip := found.pop("flip", None)) is not None:
@@ -110,17 +147,31 @@ def share_by_hand(choices):
 
 
 @pytest.mark.parametrize("seed", [0, [0, 1], 12345])
-@pytest.mark.parametrize("text", [*TEXTS, "rotation=0+mixup", "zoom=0.9+translate=1+shift=27+flip=0.9", "translate+erase", "mixup+cutmix"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *TEXTS,
+        "rotation=0+mixup",
+        "zoom=0.9+translate=1+shift=27+flip=0.9",
+        "translate+erase",
+        "mixup+cutmix",
+    ],
+)
 def test_a_seed_draws_to_the_last_bit_what_it_always_drew(text, seed):
     "Stored runs can be repeated only as long as this holds."
     found = draw_augmentation(text, INDEX, np.random.default_rng(seed))
     expected = drawn_by_hand(dict(parse_augmentation(text)), INDEX, np.random.default_rng(seed))
-    assert {name: (rows.dtype, rows.tobytes()) for name, rows in found.items()} == {name: (rows.dtype, rows.tobytes()) for name, rows in expected.items()}
+    assert {name: (rows.dtype, rows.tobytes()) for name, rows in found.items()} == {
+        name: (rows.dtype, rows.tobytes()) for name, rows in expected.items()
+    }
     if "partner" in found:
         beliefs = np.random.default_rng(2).dirichlet(np.ones(10), 300).astype(np.float32)
         own, other = beliefs[INDEX], beliefs[found["partner"]]
         mixed = other + share_by_hand(found)[:, None] * (own - other)
-        assert targets(beliefs, INDEX, found).tobytes() == (mixed * (1 - 0.0) + 0.0 / 10).astype(np.float32).tobytes()
+        assert (
+            targets(beliefs, INDEX, found).tobytes()
+            == (mixed * (1 - 0.0) + 0.0 / 10).astype(np.float32).tobytes()
+        )
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -142,14 +193,18 @@ def test_the_draw_is_made_in_order_so_a_batch_is_a_slice(text):
     whole = changed(text)
     for part in (slice(0, 32), slice(32, 50), slice(7, 8)):
         rows = {name: each[part] for name, each in choices.items()}
-        np.testing.assert_array_equal(ops.convert_to_numpy(augmented(IMAGES, INDEX[part], rows)), whole[part])
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(augmented(IMAGES, INDEX[part], rows)), whole[part]
+        )
         np.testing.assert_array_equal(targets(np.arange(300) % 10, INDEX[part], rows),
                                       targets(np.arange(300) % 10, INDEX, choices)[part])
 
 
 def test_the_order_of_the_text_does_not_matter():
     np.testing.assert_array_equal(changed("erase+flip+shift"), changed("shift + flip + erase"))
-    assert parse_augmentation("erase+flip+shift") == parse_augmentation("shift=2+flip=0.5+erase=0.5")
+    assert parse_augmentation("erase+flip+shift") == parse_augmentation(
+        "shift=2+flip=0.5+erase=0.5"
+    )
 
 
 def test_sets_are_the_source_projects():
@@ -158,9 +213,34 @@ def test_sets_are_the_source_projects():
     assert (changed("first_set") != changed("second_set")).any()
 
 
-@pytest.mark.parametrize("text", ["", " ", "+", "flip++shift", "flop", "flip=", "=2", "flip=1.01", "flip=-0.1", "flip=nan",
-                                  "shift=28", "shift=0.5", "rotation=181", "zoom=1", "mixup=0", "cutmix=inf", "none+flip", "flip+flip",
-                                  "flip=0.1=2", "first_set+zoom", None, 2, ("flip",)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "+",
+        "flip++shift",
+        "flop",
+        "flip=",
+        "=2",
+        "flip=1.01",
+        "flip=-0.1",
+        "flip=nan",
+        "shift=28",
+        "shift=0.5",
+        "rotation=181",
+        "zoom=1",
+        "mixup=0",
+        "cutmix=inf",
+        "none+flip",
+        "flip+flip",
+        "flip=0.1=2",
+        "first_set+zoom",
+        None,
+        2,
+        ("flip",),
+    ],
+)
 def test_bad_text_is_refused(text):
     with pytest.raises(AugmentError) as caught:
         draw_augmentation(text, INDEX, np.random.default_rng(0))
@@ -170,7 +250,10 @@ def test_bad_text_is_refused(text):
 def test_all_problems_are_named_at_once():
     with pytest.raises(AugmentError) as caught:
         parse_augmentation("flop+shift=99+flip=2+erase+erase")
-    assert [name in str(caught.value) for name in ("'flop'", "shift=99", "flip=2", "erase is asked for twice")] == [True] * 4
+    assert [
+        name in str(caught.value)
+        for name in ("'flop'", "shift=99", "flip=2", "erase is asked for twice")
+    ] == [True] * 4
 
 
 def test_targets_mix_and_smooth():
@@ -193,7 +276,9 @@ def test_an_image_that_leaves_the_picture_is_gone_and_a_full_turn_is_none():
     far = {"matrix": np.tile(np.array([[1, 0, 1000, 0, 1, -1000]], np.float32), (50, 1))}
     assert not ops.convert_to_numpy(augmented(IMAGES, INDEX, far)).any()
     half = {"matrix": np.tile(np.array([[-1, 0, 27, 0, -1, 27]], np.float32), (50, 1))}
-    np.testing.assert_array_equal(ops.convert_to_numpy(augmented(IMAGES, INDEX, half)), IMAGES[INDEX][:, ::-1, ::-1])
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(augmented(IMAGES, INDEX, half)), IMAGES[INDEX][:, ::-1, ::-1]
+    )
 
 
 def test_plot_shows_a_strip():
@@ -246,7 +331,11 @@ def by_backend(tmp_path_factory):
     for backend in ("tensorflow", "jax"):
         pytest.importorskip(backend)
         arguments = [folder / "images.npy", folder / "index.npy", folder / f"{backend}.npz", *TEXTS]
-        environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "JAX_PLATFORMS": "cpu",
+        }
         done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, arguments)], env=environment,
                               capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -256,18 +345,24 @@ def by_backend(tmp_path_factory):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_tensorflow_and_jax_give_the_same_images_to_the_last_bit(by_backend, text):
-    "Eager, compiled and compiled by XLA; batches of unknown and of other size; the bank a variable or a tensor."
+    """Eager, compiled and compiled by XLA; batches of unknown and of other size; the bank a
+    variable or a tensor."""
     np.testing.assert_array_equal(by_backend["tensorflow"][text], by_backend["jax"][text])
     np.testing.assert_array_equal(by_backend["tensorflow"][text], changed(text))
 
 
-@pytest.mark.parametrize("text", ["rotation=180", "zoom=0.9+translate=1", "rotation=45+zoom=0.5+translate=0.5+shift=27"])
+@pytest.mark.parametrize(
+    "text", ["rotation=180", "zoom=0.9+translate=1", "rotation=45+zoom=0.5+translate=0.5+shift=27"]
+)
 def test_resampling_agrees_with_scipy_for_wide_ranges(text):
-    "Places are rounded to 1/128 of a pixel: on noise, the worst case, that may cost a few grey levels, on average less than one."
+    """Places are rounded to 1/128 of a pixel: on noise, the worst case, that may cost a few grey
+    levels, on average less than one."""
     from scipy import ndimage
 
     matrix = draw_augmentation(text, INDEX, np.random.default_rng(0))["matrix"].astype(float)
     for image, (a, b, c, d, e, f), ours in zip(IMAGES[INDEX], matrix, changed(text)):
-        wanted = ndimage.affine_transform(image[..., 0].astype(float), [[e, d], [b, a]], [f, c], order=1, mode="grid-constant")
+        wanted = ndimage.affine_transform(
+            image[..., 0].astype(float), [[e, d], [b, a]], [f, c], order=1, mode="grid-constant"
+        )
         difference = np.abs(ours[..., 0] - wanted)
         assert difference.max() < 5 and difference.mean() < 1

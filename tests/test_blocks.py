@@ -1,4 +1,5 @@
-"""Networks described in words: what is built is what was asked for, and what cannot be built is one sentence."""
+"""Networks described in words: what is built is what was asked for, and what cannot be built is one
+sentence."""
 import json
 import math
 import re
@@ -10,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fashion_nb.analysis.cost import model_cost
+from fashion_nb.models.files import open_model
 from fashion_nb.models.words import (
     ACTIVATIONS,
     ModelError,
     is_description,
     parse_blocks,
 )
-from fashion_nb.analysis.cost import model_cost
 from fashion_nb.models.zoo import build_model, list_models, model_info
-from fashion_nb.models.files import open_model
 
 # An account of its own: words in, MACs and parameters out
 
@@ -31,7 +32,15 @@ def split_word(word):
     size, valid = word[len(kind) :], word.endswith("v")
     size, _, kernel = size.rstrip("v").partition("k")
     size, _, growth = size.partition("x")
-    return int(times or 1), kind, float(size or 0), int(growth or 1), int(kernel or 3), int(stride or 1), valid
+    return (
+        int(times or 1),
+        kind,
+        float(size or 0),
+        int(growth or 1),
+        int(kernel or 3),
+        int(stride or 1),
+        valid,
+    )
 
 
 def by_hand(text):
@@ -43,7 +52,8 @@ def by_hand(text):
         nonlocal macs, weights
         each = kernel * kernel * (before if depthwise else before * after)
         macs += side_out**2 * each
-        weights += each + (after if plain else 4 * after) * follows  # a bias, or the four numbers of a normalisation
+        # a bias, or the four numbers of a normalisation
+        weights += each + (after if plain else 4 * after) * follows
 
     def dense(before, after):
         nonlocal macs, weights
@@ -89,25 +99,45 @@ def by_hand(text):
 
 
 def test_the_account_itself():
-    assert by_hand("bare conv20v conv40v/2 conv80v/2 flat dense100") == (2_079_480, 237_430)  # the published stride-2 net
+    # the published stride-2 net
+    assert by_hand("bare conv20v conv40v/2 conv80v/2 flat dense100") == (2_079_480, 237_430)
     assert by_hand("conv16/2 res16 gap") == (14 * 14 * (144 + 4_608) + 160, 5_114)
 
 
 @st.composite
-def descriptions(draw, convolutions=("conv", "sep", "res", "inv"), others=("se", "pool", "avg", "drop0.2")):
+def descriptions(
+    draw, convolutions=("conv", "sep", "res", "inv"), others=("se", "pool", "avg", "drop0.2")
+):
     "A description that can be built, not too large."
-    words, side = draw(st.permutations([draw(st.sampled_from((None, *ACTIVATIONS))), draw(st.sampled_from((None, "bare"))), draw(st.sampled_from((None, "raw")))])), 28
+    words, side = (
+        draw(
+            st.permutations([
+                draw(st.sampled_from((None, *ACTIVATIONS))),
+                draw(st.sampled_from((None, "bare"))),
+                draw(st.sampled_from((None, "raw"))),
+            ])
+        ),
+        28,
+    )
     words = [word for word in words if word]
     for number in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(convolutions))
-        kernel, stride, valid = draw(st.sampled_from((1, 2, 3, 5))), draw(st.sampled_from((1, 1, 2, 3, 4))), kind == "conv" and draw(st.booleans())
+        kernel, stride, valid = (
+            draw(st.sampled_from((1, 2, 3, 5))),
+            draw(st.sampled_from((1, 1, 2, 3, 4))),
+            kind == "conv" and draw(st.booleans()),
+        )
         times = draw(st.sampled_from((1, 1, 2)))
         valid = valid and side > 4 + times * kernel * stride
         for _ in range(times):
             side = (side - kernel) // stride + 1 if valid else math.ceil(side / stride)
         text = f"{kind}{draw(st.integers(1, 12))}"
         text += f"x{draw(st.integers(1, 4))}" if kind == "inv" else ""
-        text += (f"k{kernel}" if kernel != 3 else "") + "v" * valid + (f"/{stride}" if stride > 1 else "")
+        text += (
+            (f"k{kernel}" if kernel != 3 else "")
+            + "v" * valid
+            + (f"/{stride}" if stride > 1 else "")
+        )
         words.append(f"{times}*{text}" if times > 1 else text)
         extra = draw(st.sampled_from((None, None, *others)))
         if extra and (side > 1 or extra not in ("pool", "avg")):
@@ -135,7 +165,15 @@ def test_what_is_described_is_built_and_counted(text):
     assert is_description(text) and model_info(text).name == model.name
 
 
-@pytest.mark.parametrize("text", ["conv16/2 res16 gap", "2*sep16k5/2 flat dense20", "bare conv8v/2 pool res16/2 gap", "silu conv8/2 2*inv8x4 se inv16x2k5/2 drop0.2 gap"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv16/2 res16 gap",
+        "2*sep16k5/2 flat dense20",
+        "bare conv8v/2 pool res16/2 gap",
+        "silu conv8/2 2*inv8x4 se inv16x2k5/2 drop0.2 gap",
+    ],
+)
 def test_the_account_of_a_few(text):
     model = build_model(text)
     assert (model_cost(model).total.macs, model.count_params()) == by_hand(text)
@@ -182,14 +220,30 @@ def test_a_wrong_description_is_one_sentence(text, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["conv16k9v conv16k9v conv16k9v conv16k9v gap", "conv4v/4 conv4v/4 conv4v/4 gap", "conv4/4 conv4/4 conv4/2 pool gap", "conv8k29v gap"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv16k9v conv16k9v conv16k9v conv16k9v gap",
+        "conv4v/4 conv4v/4 conv4v/4 gap",
+        "conv4/4 conv4/4 conv4/2 pool gap",
+        "conv8k29v gap",
+    ],
+)
 def test_a_block_that_does_not_fit(text):
-    with pytest.raises(ModelError, match=r"block \d of .* does not fit a map of \(\d+, \d+, \d+\): expected a smaller kernel, or fewer strides and poolings before it") as error:
+    with pytest.raises(
+        ModelError,
+        match=(
+            r"block \d of .* does not fit a map of \(\d+, \d+, \d+\): expected a smaller kernel, or"
+            r" fewer strides and poolings before it"
+        ),
+    ) as error:
         build_model(text)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", " ", "none", "resnet", "conv", "stride_2 gapp", "κονβ16 flatt"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "none", "resnet", "conv", "stride_2 gapp", "κονβ16 flatt"]
+)
 def test_what_is_no_description(text):
     assert not is_description(text)
     with pytest.raises(ModelError, match="expected one of stride_1, stride_2.*or a description"):
@@ -201,7 +255,8 @@ def test_no_name_of_the_zoo_reads_as_a_description(name):
     assert not is_description(name)
 
 
-PIECES = st.sampled_from(["conv16", "res8/2", "inv8x2", "se", "gap", "flat", "dense9", "drop0.1", "bare", "raw", "silu", "3*sep4k5", "pool", "conv4v", "x", "conv", "2*gap", "0*se"])
+PIECES = st.sampled_from(["conv16", "res8/2", "inv8x2", "se", "gap", "flat", "dense9", "drop0.1",
+    "bare", "raw", "silu", "3*sep4k5", "pool", "conv4v", "x", "conv", "2*gap", "0*se"])
 
 
 @settings(max_examples=300, deadline=None)
@@ -212,28 +267,47 @@ def test_any_text_is_read_or_refused(text):
     except ModelError as error:
         assert "\n" not in str(error)
     else:
-        assert activation in ACTIVATIONS and isinstance(normalise, bool) and isinstance(rescale, bool)
+        assert (
+            activation in ACTIVATIONS and isinstance(normalise, bool) and isinstance(rescale, bool)
+        )
         assert sum(block.kind in ("gap", "flat") for block in blocks) == 1
         assert all(block.size == int(block.size) for block in blocks if block.kind != "drop")
 
 
 def test_each_word_says_what_it_does():
     base = "conv8/2 conv8 gap"
-    changed = ["silu conv8/2 conv8 gap", "raw conv8/2 conv8 gap", "bare conv8/2 conv8 gap", "conv8/2 res8 gap", "conv8/2 sep8 gap", "conv8/2 inv8x2 gap", "conv8/2 conv8v gap", "conv8/2 conv8k5 gap",
-               "conv8/2 conv8 se gap", "conv8/2 conv8 flat", "conv8/2 2*conv8 gap", "conv8/2 pool conv8 gap", "conv8/2 conv8 gap dense20", "conv8/2 drop0.5 conv8 gap"]  # fmt: skip
+    changed = ["silu conv8/2 conv8 gap", "raw conv8/2 conv8 gap", "bare conv8/2 conv8 gap",
+        "conv8/2 res8 gap", "conv8/2 sep8 gap", "conv8/2 inv8x2 gap", "conv8/2 conv8v gap",
+        "conv8/2 conv8k5 gap",
+               # fmt: skip
+               "conv8/2 conv8 se gap", "conv8/2 conv8 flat", "conv8/2 2*conv8 gap",
+               "conv8/2 pool conv8 gap", "conv8/2 conv8 gap dense20", "conv8/2 drop0.5 conv8 gap"]
 
     def made(text):
         config = build_model(text).get_config()
-        return json.dumps([(layer["class_name"], {k: v for k, v in layer["config"].items() if k != "name"}) for layer in config["layers"]], default=str)
+        return json.dumps(
+            [
+                (layer["class_name"], {k: v for k, v in layer["config"].items() if k != "name"})
+                for layer in config["layers"]
+            ],
+            default=str,
+        )
 
     assert len({made(text) for text in (base, *changed)}) == len(changed) + 1
-    assert model_info(base).name == model_info(f"  {base.replace(' ', '   ')} ").name != model_info(changed[0]).name
+    assert (
+        model_info(base).name
+        == model_info(f"  {base.replace(' ', '   ')} ").name
+        != model_info(changed[0]).name
+    )
 
 
 # Files and the command line
 
 
-@pytest.mark.parametrize("text", ["bare hard_silu conv4/2 se inv8x2/2 gap dense7 drop0.5", "conv4/4 sep8 res8/2 avg flat"])
+@pytest.mark.parametrize(
+    "text",
+    ["bare hard_silu conv4/2 se inv8x2/2 gap dense7 drop0.5", "conv4/4 sep8 res8/2 avg flat"],
+)
 def test_a_saved_one_is_opened_again(text, tmp_path):
     import keras
 
@@ -243,11 +317,20 @@ def test_a_saved_one_is_opened_again(text, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), dtype=np.uint8)
     one, other = (keras.ops.convert_to_numpy(each(images)) for each in (model, opened))
     np.testing.assert_array_equal(one, other)
-    assert model_cost(opened).total == model_cost(model).total and open_model(text).count_params() == model.count_params()
+    assert (
+        model_cost(opened).total == model_cost(model).total
+        and open_model(text).count_params() == model.count_params()
+    )
 
 
 def command(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", "fashion_nb", *arguments], capture_output=True, text=True, timeout=300, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "fashion_nb", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+    )
 
 
 def test_words_at_the_prompt(tmp_path):
@@ -255,6 +338,12 @@ def test_words_at_the_prompt(tmp_path):
     assert answer.returncode == 0 and not answer.stderr, answer.stderr
     total = json.loads(answer.stdout)["total"]
     assert (total["macs"], total["params"]) == by_hand("conv16/2 res16 gap")
-    for text, said in (("conv16/2 res16", "exactly one gap or flat"), ("conv16/2 gap res16", "wrong side"), ("conv9k29v gap", "does not fit")):
+    for text, said in (
+        ("conv16/2 res16", "exactly one gap or flat"),
+        ("conv16/2 gap res16", "wrong side"),
+        ("conv9k29v gap", "does not fit"),
+    ):
         answer = command("cost", text, cwd=tmp_path)
-        assert answer.returncode == 2 and said in answer.stderr and answer.stderr.count("\n") == 1, answer.stderr
+        assert (
+            answer.returncode == 2 and said in answer.stderr and answer.stderr.count("\n") == 1
+        ), answer.stderr

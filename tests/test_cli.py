@@ -29,18 +29,30 @@ def fashion_nb(*arguments, cwd=None, timeout=300, **environment):
     [
         (["cost", "stride_3"], "there is no model 'stride_3': expected one of stride_1, stride_2"),
         (["field", "resnet"], "there is no model 'resnet'"),
-        (["cost", "stride_2", "--convention", "gmacs"], f"expected one of {', '.join(CONVENTIONS)}"),
+        (
+            ["cost", "stride_2", "--convention", "gmacs"],
+            f"expected one of {', '.join(CONVENTIONS)}",
+        ),
         (["cost"], "Missing argument 'MODEL...'"),
         (["cots", "stride_2"], "No such command 'cots'"),
-        (["data", "--folder", "/no/such/folder"], "/no/such/folder (the folder asked for) is not a folder"),
+        (
+            ["data", "--folder", "/no/such/folder"],
+            "/no/such/folder (the folder asked for) is not a folder",
+        ),
         (["train", "--epochs", "ten"], "'ten' is not a valid integer"),
         (["train", "--epochs", "0"], "epochs is 0: expected a whole number from 1"),
         (["train", "--learning-rate", "-1"], "learning_rate is -1.0: expected a number above 0"),
         (["train", "--model", "stride_9"], "expected one of stride_1, stride_2"),
         (["train", "--validation-size", "60000"], "validation_size is 60000"),
         (["evaluate", "/no/such/run"], "/no/such/run does not exist"),
-        (["predict", "shoe.png", "--model", "budget_9m"], "no network 'budget_9m' comes with the package: expected one of budget_1m"),
-        (["predict", "shoe.png", "--model", "no.keras"], "there is no file or folder no.keras: expected a run's folder, a .keras file, or"),
+        (
+            ["predict", "shoe.png", "--model", "budget_9m"],
+            "no network 'budget_9m' comes with the package: expected one of budget_1m",
+        ),
+        (
+            ["predict", "shoe.png", "--model", "no.keras"],
+            "there is no file or folder no.keras: expected a run's folder, a .keras file, or",
+        ),
         (["report", "--batch-size", "1.5"], "'1.5' is not a valid integer"),
         (["report", "--output", "/dev/null/report"], "cannot be written"),
     ],
@@ -73,7 +85,11 @@ def test_the_data_set_is_described():
 
 def test_a_damaged_cache_is_reported_in_one_line_and_mended(packed, tmp_path):
     cache = tmp_path / "cache"
-    home = {"XDG_CACHE_HOME": str(cache), "HOME": str(tmp_path), "KERAS_HOME": str(tmp_path / "keras")}
+    home = {
+        "XDG_CACHE_HOME": str(cache),
+        "HOME": str(tmp_path),
+        "KERAS_HOME": str(tmp_path / "keras"),
+    }
     place = tmp_path / "keras/datasets/fashion-mnist"
     place.mkdir(parents=True)
     for path in packed.iterdir():
@@ -82,7 +98,9 @@ def test_a_damaged_cache_is_reported_in_one_line_and_mended(packed, tmp_path):
     labels = cache / "fashion_nb" / "t10k-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1])
     answer = fashion_nb("data", **home)
-    assert answer.returncode == 0 and answer.stderr.count("\n") == 1 and "set aside" in answer.stderr
+    assert (
+        answer.returncode == 0 and answer.stderr.count("\n") == 1 and "set aside" in answer.stderr
+    )
 
 
 @pytest.mark.parametrize("model", ["stride_1", "stride_2"])
@@ -95,7 +113,9 @@ def test_costs_are_quiet_and_machine_readable(model):
 
 def test_models_are_listed_with_their_source():
     answer = fashion_nb("models")
-    assert all(name in answer.stdout for name in list_models()) and answer.stdout.count("Source:") == len(list_models())
+    assert all(name in answer.stdout for name in list_models()) and answer.stdout.count(
+        "Source:"
+    ) == len(list_models())
 
 
 class Page(HTMLParser):
@@ -135,9 +155,14 @@ def test_the_reports_numbers_agree_with_each_other_and_with_the_terminal(reporte
     metrics = json.loads((folder / "page/metrics.json").read_text(encoding="utf-8"))
     evaluation = metrics["evaluation"]
     accuracy, report = answer.stdout.splitlines()[-2:]
-    assert f"{evaluation['hit_rate']:.2%} on test, 95 % interval {evaluation['interval']['low']:.2%}" in accuracy
+    assert (
+        f"{evaluation['hit_rate']:.2%} on test, 95 % interval {evaluation['interval']['low']:.2%}"
+        in accuracy
+    )
     assert "page/index.html" in report
-    assert f"hit rate {evaluation['hit_rate']:.4f}" in (folder / "page/metrics.txt").read_text(encoding="utf-8")
+    assert f"hit rate {evaluation['hit_rate']:.4f}" in (folder / "page/metrics.txt").read_text(
+        encoding="utf-8"
+    )
     assert evaluation["hit_rate"] > 0.8
     assert [row["equal"] for row in metrics["verification"]] == [True, True]
     assert len(metrics["history"]) == 1 and metrics["record"]["training_images"] == 55_000
@@ -147,7 +172,9 @@ def test_a_run_of_the_report_can_be_evaluated_again(reported):
     folder, _ = reported
     (run,) = (folder / "runs").iterdir()
     answer = fashion_nb("evaluate", run, "--output", folder / "again")
-    first, again = (json.loads((folder / name / "metrics.json").read_text()) for name in ("page", "again"))
+    first, again = (
+        json.loads((folder / name / "metrics.json").read_text()) for name in ("page", "again")
+    )
     assert answer.returncode == 0 and again["right"] == first["evaluation"]["right"]
 
 
@@ -171,7 +198,14 @@ main(["report", "--epochs", "2"])
 def test_ctrl_c_ends_with_status_130_and_keeps_no_half_report(tmp_path):
     (said, to_say), (answered, to_answer) = os.pipe(), os.pipe()
     command = [sys.executable, "-c", SAYS_WHEN_IT_TRAINS, str(to_say), str(answered)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=(to_say, answered))
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=(to_say, answered),
+    )
     os.close(to_say)
     os.close(answered)
     with open(said, "rb", buffering=0) as ear, open(to_answer, "wb", buffering=0):
@@ -181,7 +215,10 @@ def test_ctrl_c_ends_with_status_130_and_keeps_no_half_report(tmp_path):
     assert process.returncode == 130 and "Traceback" not in complaint
     (record,) = (tmp_path / "runs").glob("*/record.json")
     folder = record.parent.relative_to(tmp_path)
-    sentence = f"fashion_nb: interrupted after 0 of 2 epochs, which {folder} keeps; resumes with: fashion_nb report --epochs 2"
+    sentence = (
+        f"fashion_nb: interrupted after 0 of 2 epochs, which {folder} keeps; resumes with:"
+        " fashion_nb report --epochs 2"
+    )
     assert complaint.splitlines()[-1] == sentence
     assert json.loads(record.read_text())["status"] == "interrupted"
     assert not list((tmp_path / "report").iterdir())
@@ -192,14 +229,20 @@ def test_ctrl_c_ends_with_status_130_and_keeps_no_half_report(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    "A branching model in a file, one that wants to run code, one that is no model, and a file of another kind."
+    """A branching model in a file, one that wants to run code, one that is no model, and a file of
+    another kind."""
     import keras
     from keras import layers
 
     folder = tmp_path_factory.mktemp("models")
     image = keras.Input((12, 12, 3), name="image")
-    merged = layers.Add(name="sum")([layers.Conv2D(4, 3, padding="same", name="left")(image), layers.Conv2D(4, 1, name="right")(image)])
-    keras.Model(image, layers.GlobalAveragePooling2D(name="mean")(merged), name="branching").save(folder / "good.keras")
+    merged = layers.Add(name="sum")([
+        layers.Conv2D(4, 3, padding="same", name="left")(image),
+        layers.Conv2D(4, 1, name="right")(image),
+    ])
+    keras.Model(image, layers.GlobalAveragePooling2D(name="mean")(merged), name="branching").save(
+        folder / "good.keras"
+    )
     keras.Sequential([keras.Input((3,)), layers.Lambda(lambda x: x + 1)]).save(folder / "sly.keras")
     (folder / "broken.keras").write_bytes(b"PK no zip")
     (folder / "text.txt").write_text("no model")
@@ -210,21 +253,40 @@ def test_a_saved_model_is_counted_and_verified(saved):
     answer = fashion_nb("cost", str(saved / "good.keras"), "--json")
     assert json.loads(answer.stdout)["total"]["macs"] == 144 * 4 * 3 * (9 + 1) and not answer.stderr
     answer = fashion_nb("cost", str(saved / "good.keras"), "--verify")
-    assert answer.returncode == 0 and "0 failures" in answer.stdout and "keras-flops" in answer.stdout
+    assert (
+        answer.returncode == 0 and "0 failures" in answer.stdout and "keras-flops" in answer.stdout
+    )
     fields = json.loads(fashion_nb("field", str(saved / "good.keras"), "--json").stdout)
     assert {row["name"]: row["size"] for row in fields["layers"]}["sum"] == [3, 3]
 
 
 def test_a_model_that_keras_ships(tmp_path):
     page = tmp_path / "mobile.html"
-    answer = fashion_nb("cost", "keras.applications.MobileNet", "--input-shape", "96,96,3", "--output", str(page), "--fold-batch-norm")
-    assert answer.returncode == 0 and "conv_pw_13" in page.read_text() and "folded" in page.read_text()
+    answer = fashion_nb(
+        "cost",
+        "keras.applications.MobileNet",
+        "--input-shape",
+        "96,96,3",
+        "--output",
+        str(page),
+        "--fold-batch-norm",
+    )
+    assert (
+        answer.returncode == 0 and "conv_pw_13" in page.read_text() and "folded" in page.read_text()
+    )
 
 
 def test_derivation_and_comparison():
-    assert "12 · 12 · 40 · 3 · 3 · 20 = 1,036,800" in fashion_nb("cost", "stride_2", "--layer", "conv2").stdout
+    assert (
+        "12 · 12 · 40 · 3 · 3 · 20 = 1,036,800" in fashion_nb(
+            "cost", "stride_2", "--layer", "conv2"
+        ).stdout
+    )
     table = json.loads(fashion_nb("cost", "stride_1", "stride_2", "--json").stdout)
-    assert {name: row["macs"] for name, row in table.items()} == {"stride_1": 22_081_080, "stride_2": 2_079_480}
+    assert {name: row["macs"] for name, row in table.items()} == {
+        "stride_1": 22_081_080,
+        "stride_2": 2_079_480,
+    }
 
 
 @pytest.mark.parametrize(
@@ -254,9 +316,12 @@ def test_what_cannot_be_counted_is_one_line(arguments, message, saved):
 
 
 def test_sides_of_models_with_other_layers():
+    from fashion_nb.analysis.field import receptive_field
     from fashion_nb.cli.report import _field_rows
     from fashion_nb.models.zoo import build_model
-    from fashion_nb.analysis.field import receptive_field
 
-    rows = _field_rows({name: receptive_field(build_model(name)) for name in ("stride_1", "mnist_classifier_32p_64p")})
+    rows = _field_rows({
+        name: receptive_field(build_model(name))
+        for name in ("stride_1", "mnist_classifier_32p_64p")
+    })
     assert {row["name"]: row["sizes"] for row in rows}["conv3"] == [(7, 7), ()]

@@ -1,4 +1,5 @@
-"""Faults that the data chapter does not show: damaged folders and caches, bad networks, two processes at once."""
+"""Faults that the data chapter does not show: damaged folders and caches, bad networks, two
+processes at once."""
 import errno
 import gzip
 import os
@@ -16,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fashion_nb.data import sources as sources_room
-from fashion_nb.data import fashion_mnist as fashion_mnist_room
 import fashion_nb.data as module
+from fashion_nb.data import fashion_mnist as fashion_mnist_room
+from fashion_nb.data import sources as sources_room
+from fashion_nb.data.fashion_mnist import fetch_fashion_mnist, load_fashion_mnist
 from fashion_nb.data.idx import FILES, DataError, DownloadError
 from fashion_nb.data.sources import cache_folder, download
-from fashion_nb.data.fashion_mnist import fetch_fashion_mnist, load_fashion_mnist
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
 
@@ -101,17 +102,35 @@ def changed(content, position, new):
         (TRAIN_IMAGES, None, "lacks train-images-idx3-ubyte"),
         (TRAIN_IMAGES, lambda c: gzip.compress(c, 1)[:-1000], "is truncated"),
         (TRAIN_LABELS, lambda c: c, "is not a sound gzip file"),
-        (TEST_IMAGES, lambda c: changed(gzip.compress(c, 1), 5000, bytes(50)), "is not a sound gzip file"),
-        (TEST_LABELS, lambda c: gzip.compress(changed(c, 3, b"\3")), "magic number [2051], expected [2049]"),
-        (TEST_LABELS, lambda c: gzip.compress(changed(c, 4, bytes(4))), "shape is (0,), expected (10000,)"),
+        (
+            TEST_IMAGES,
+            lambda c: changed(gzip.compress(c, 1), 5000, bytes(50)),
+            "is not a sound gzip file",
+        ),
+        (
+            TEST_LABELS,
+            lambda c: gzip.compress(changed(c, 3, b"\3")),
+            "magic number [2051], expected [2049]",
+        ),
+        (
+            TEST_LABELS,
+            lambda c: gzip.compress(changed(c, 4, bytes(4))),
+            "shape is (0,), expected (10000,)",
+        ),
         (TEST_LABELS, lambda c: gzip.compress(c + b"\1"), "holds 10,009 bytes, expected 10,008"),
         (TEST_LABELS, lambda c: gzip.compress(c[:-1]), "holds 10,007 bytes, expected 10,008"),
-        (TRAIN_LABELS, lambda c: gzip.compress(changed(c, 500, b"\x0a")), "holds the label 10, expected 0 to 9"),
+        (
+            TRAIN_LABELS,
+            lambda c: gzip.compress(changed(c, 500, b"\x0a")),
+            "holds the label 10, expected 0 to 9",
+        ),
         (TEST_IMAGES, lambda c: gzip.compress(flipped(c, 4_000_000), 1), "has the SHA-256"),
         (TEST_LABELS, lambda c: gzip.compress(b""), "magic number []"),
     ],
 )
-def test_a_damaged_folder_that_was_asked_for_is_refused(file, damage, message, packed, contents, tmp_path, empty_home):
+def test_a_damaged_folder_that_was_asked_for_is_refused(
+    file, damage, message, packed, contents, tmp_path, empty_home
+):
     folder = linked(packed, tmp_path / "asked")
     path = folder / f"{file.name}.gz"
     path.unlink()
@@ -141,7 +160,9 @@ def test_a_forbidden_file_is_named(packed, tmp_path, empty_home):
         load_fashion_mnist(folder)
 
 
-def test_the_variable_is_never_replaced_by_another_source(packed, tmp_path, empty_home, monkeypatch):
+def test_the_variable_is_never_replaced_by_another_source(
+    packed, tmp_path, empty_home, monkeypatch
+):
     load_fashion_mnist(packed)  # now the cache could serve
     monkeypatch.setenv("FASHION_NB_DATA", str(tmp_path / "typo"))
     with pytest.raises(DataError, match=r"typo \(FASHION_NB_DATA\) is not a folder"):
@@ -150,32 +171,45 @@ def test_the_variable_is_never_replaced_by_another_source(packed, tmp_path, empt
     assert load_fashion_mnist().source == "FASHION_NB_DATA"
 
 
-def test_a_folder_that_changed_after_it_was_verified_is_looked_at_again(packed, contents, tmp_path, empty_home):
+def test_a_folder_that_changed_after_it_was_verified_is_looked_at_again(
+    packed, contents, tmp_path, empty_home
+):
     folder = linked(packed, tmp_path / "asked")
     load_fashion_mnist(folder)
-    replace(folder / f"{TEST_LABELS.name}.gz", gzip.compress(flipped(contents[TEST_LABELS.name], 100)))
+    replace(
+        folder / f"{TEST_LABELS.name}.gz", gzip.compress(flipped(contents[TEST_LABELS.name], 100))
+    )
     with pytest.raises(DataError, match="SHA-256"):
         load_fashion_mnist(folder)
 
 
 @pytest.mark.parametrize("place", ["keras", "debian"])
 def test_each_place_on_the_machine_is_found_and_then_the_cache(place, packed, empty_home, contents):
-    folder = {"keras": empty_home / ".keras/datasets/fashion-mnist", "debian": sources_room.DEBIAN_FOLDER}[place]
+    folder = {
+        "keras": empty_home / ".keras/datasets/fashion-mnist",
+        "debian": sources_room.DEBIAN_FOLDER,
+    }[place]
     linked(packed, folder)
     first, second = load_fashion_mnist(), load_fashion_mnist()
-    assert {"keras": "Keras's cache", "debian": "Debian's package dataset-fashion-mnist"}[place] == first.source
+    assert {"keras": "Keras's cache", "debian": "Debian's package dataset-fashion-mnist"}[
+        place
+    ] == first.source
     assert second.source == "the cache"
     assert second.train.images.tobytes() == contents[TRAIN_IMAGES.name][16:]
     assert second.test.labels.tobytes() == contents[TEST_LABELS.name][8:]
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:-5], lambda c: b"", lambda c: flipped(c, 5_000)])
-def test_a_corrupt_cache_is_reported_set_aside_and_fetched_again(damage, packed, empty_home, contents):
+def test_a_corrupt_cache_is_reported_set_aside_and_fetched_again(
+    damage, packed, empty_home, contents
+):
     linked(packed, empty_home / ".keras/datasets/fashion-mnist")
     load_fashion_mnist()
     cached = cache_folder() / TEST_LABELS.name
     replace(cached, damage(contents[TEST_LABELS.name]))
-    with pytest.warns(UserWarning, match="set aside as t10k-labels-idx1-ubyte.corrupt and is fetched again"):
+    with pytest.warns(
+        UserWarning, match="set aside as t10k-labels-idx1-ubyte.corrupt and is fetched again"
+    ):
         again = load_fashion_mnist()
     assert again.test.labels.tobytes() == contents[TEST_LABELS.name][8:]
     assert cached.read_bytes() == contents[TEST_LABELS.name]
@@ -185,7 +219,9 @@ def test_a_corrupt_cache_is_reported_set_aside_and_fetched_again(damage, packed,
         load_fashion_mnist()
 
 
-def test_a_corrupt_cache_that_cannot_be_set_aside_is_passed_over(packed, empty_home, contents, monkeypatch):
+def test_a_corrupt_cache_that_cannot_be_set_aside_is_passed_over(
+    packed, empty_home, contents, monkeypatch
+):
     linked(packed, empty_home / ".keras/datasets/fashion-mnist")
     load_fashion_mnist()
     replace(cache_folder() / TEST_LABELS.name, b"")
@@ -206,15 +242,21 @@ def test_verify_finds_what_size_and_time_do_not_show(packed, empty_home, content
     replace(cached, flipped(contents[TEST_LABELS.name], 5_000))
     os.utime(cached, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.warns(UserWarning, match="SHA-256"):
-        assert load_fashion_mnist(verify=True).test.labels.tobytes() == contents[TEST_LABELS.name][8:]
+        assert (
+            load_fashion_mnist(verify=True).test.labels.tobytes() == contents[TEST_LABELS.name][8:]
+        )
 
 
-def test_without_room_for_a_cache_the_data_set_is_held_in_memory(packed, empty_home, monkeypatch, contents):
+def test_without_room_for_a_cache_the_data_set_is_held_in_memory(
+    packed, empty_home, monkeypatch, contents
+):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "write_atomically", full)
-    with pytest.warns(UserWarning, match="cannot be written .No space left on device.; loading into memory"):
+    with pytest.warns(
+        UserWarning, match="cannot be written .No space left on device.; loading into memory"
+    ):
         loaded = load_fashion_mnist(packed)
     assert loaded.train.labels.tobytes() == contents[TRAIN_LABELS.name][8:]
     assert not loaded.train.images.flags.writeable
@@ -225,7 +267,9 @@ def test_a_full_disk_stops_the_download_with_a_sentence(host, empty_home, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "write_atomically", full)
-    with pytest.raises(DownloadError, match="cannot be written .No space left on device.: make room"):
+    with pytest.raises(
+        DownloadError, match="cannot be written .No space left on device.: make room"
+    ):
         download(TEST_LABELS, (host.url,), pause=0)
     assert not (cache_folder() / TEST_LABELS.name).exists()
     assert len(host.requests) == 1
@@ -239,7 +283,17 @@ def test_the_list_of_verified_files_may_be_damaged(packed, empty_home):
 
 
 @pytest.mark.parametrize(
-    "answers", [["good"], ["error"], ["nonsense"], ["wrong"], ["broken"], ["broken", "broken"], ["error", "wrong", "broken"]], ids="-".join
+    "answers",
+    [
+        ["good"],
+        ["error"],
+        ["nonsense"],
+        ["wrong"],
+        ["broken"],
+        ["broken", "broken"],
+        ["error", "wrong", "broken"],
+    ],
+    ids="-".join,
 )
 def test_a_bad_host_is_survived(answers, host, empty_home, contents):
     host.answers = [*answers, "good"] if answers != ["good"] else answers
@@ -247,7 +301,11 @@ def test_a_bad_host_is_survived(answers, host, empty_home, contents):
     path = download(TEST_LABELS, (host.url,), pause=0.01)
     assert path.read_bytes() == contents[TEST_LABELS.name]
     assert host.requests == [f"{TEST_LABELS.name}.gz"] * tries
-    assert sorted(path.name for path in cache_folder().iterdir()) == [TEST_LABELS.name, f"{TEST_LABELS.name}.lock", "verified.json"]
+    assert sorted(path.name for path in cache_folder().iterdir()) == [
+        TEST_LABELS.name,
+        f"{TEST_LABELS.name}.lock",
+        "verified.json",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +319,9 @@ def test_a_bad_host_is_survived(answers, host, empty_home, contents):
 )
 def test_a_host_that_stays_bad_is_one_sentence_and_leaves_nothing(answer, said, host, empty_home):
     host.answers = [answer] * 3
-    with pytest.raises(DownloadError, match="could not be fetched from .* check the network") as error:
+    with pytest.raises(
+        DownloadError, match="could not be fetched from .* check the network"
+    ) as error:
         download(TEST_LABELS, (host.url,), tries=3, pause=0)
     assert said in str(error.value) and "\n" not in str(error.value) and len(host.requests) == 3
     assert len(str(error.value)) < 420 and "ConnectionPool" not in str(error.value)
@@ -288,18 +348,31 @@ def test_ctrl_c_leaves_nothing_half_written(host, empty_home, monkeypatch):
     monkeypatch.setattr(module, "write_atomically", interrupted)
     with pytest.raises(KeyboardInterrupt):
         download(TEST_LABELS, (host.url,))
-    assert [path.name for path in cache_folder().iterdir()] == [f"{TEST_LABELS.name}.lock"] and len(host.requests) == 1
+    assert [path.name for path in cache_folder().iterdir()] == [f"{TEST_LABELS.name}.lock"] and len(
+        host.requests
+    ) == 1
 
 
 def test_no_network_says_what_to_do(empty_home):
-    with pytest.raises(DownloadError, match=r"\(.*Connection refused\): check the network, install Debian's package") as error:
+    with pytest.raises(
+        DownloadError,
+        match=r"\(.*Connection refused\): check the network, install Debian's package",
+    ) as error:
         download(TEST_LABELS, ("http://127.0.0.1:9/",), tries=2, pause=0.01)
     assert "\n" not in str(error.value)
 
 
 def child(code, url):
-    program = f"from fashion_nb.UNKNOWN.data import *\nfrom fashion_nb.data.idx import FILES\n{code.format(url=url)}"
-    return subprocess.Popen([sys.executable, "-c", program], env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program = (
+        "from fashion_nb.data.sources import *\nfrom fashion_nb.data.idx import"
+        f" FILES\n{code.format(url=url)}"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_two_processes_at_once_fetch_a_file_once(host, empty_home, contents):
@@ -312,7 +385,9 @@ def test_two_processes_at_once_fetch_a_file_once(host, empty_home, contents):
     assert (cache_folder() / TEST_IMAGES.name).read_bytes() == contents[TEST_IMAGES.name]
 
 
-def test_a_killed_download_leaves_no_half_file_and_the_next_one_is_whole(host, empty_home, contents):
+def test_a_killed_download_leaves_no_half_file_and_the_next_one_is_whole(
+    host, empty_home, contents
+):
     host.pause = 0.02
     process = child("download(FILES[2], ('{url}',))", host.url)
     part = cache_folder() / f"{TEST_IMAGES.name}.download" / f"{TEST_IMAGES.name}.gz"
@@ -323,7 +398,9 @@ def test_a_killed_download_leaves_no_half_file_and_the_next_one_is_whole(host, e
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close(), process.stderr.close()
-    assert not (cache_folder() / TEST_IMAGES.name).exists() and part.stat().st_size < len(host.files[part.name])
+    assert not (cache_folder() / TEST_IMAGES.name).exists() and part.stat().st_size < len(
+        host.files[part.name]
+    )
     host.pause = 0
     assert download(TEST_IMAGES, (host.url,)).read_bytes() == contents[TEST_IMAGES.name]
     assert host.requests == [part.name] * 2 and not part.parent.exists()
@@ -335,7 +412,9 @@ def program(folder, name, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_debians_package_serves_where_the_hosts_are_out_of_reach(packed, empty_home, tmp_path, monkeypatch):
+def test_debians_package_serves_where_the_hosts_are_out_of_reach(
+    packed, empty_home, tmp_path, monkeypatch
+):
     tools = tmp_path / "bin"
     tools.mkdir()
     inside = f'"$3/{sources_room.DEBIAN_FOLDER.relative_to("/")}"'
@@ -347,7 +426,9 @@ def test_debians_package_serves_where_the_hosts_are_out_of_reach(packed, empty_h
     assert load_fashion_mnist().source == "the cache"
 
 
-def test_a_full_disk_while_the_package_is_unpacked_is_one_sentence(packed, empty_home, tmp_path, monkeypatch):
+def test_a_full_disk_while_the_package_is_unpacked_is_one_sentence(
+    packed, empty_home, tmp_path, monkeypatch
+):
     tools = tmp_path / "bin"
     tools.mkdir()
     inside = f'"$3/{sources_room.DEBIAN_FOLDER.relative_to("/")}"'
@@ -392,6 +473,11 @@ def test_labels_and_images_stay_together_in_a_split(data):
     train, validation = fashion_mnist_room.split_validation(data.train, 5_000, seed=3)
     images = {image.tobytes(): label for image, label in zip(data.train.images, data.train.labels)}
     for part in (train, validation):
-        assert all(images[image.tobytes()] == label for image, label in zip(part.images[:500], part.labels[:500]))
-    assert not {image.tobytes() for image in validation.images} & {image.tobytes() for image in train.images}
+        assert all(
+            images[image.tobytes()] == label
+            for image, label in zip(part.images[:500], part.labels[:500])
+        )
+    assert not {image.tobytes() for image in validation.images} & {
+        image.tobytes() for image in train.images
+    }
     assert np.array_equal(np.bincount(validation.labels), np.full(10, 500))

@@ -1,4 +1,5 @@
-"""What is said of a trained network: the figures against other ways to compute them, the splits, the counter, the files."""
+"""What is said of a trained network: the figures against other ways to compute them, the splits,
+the counter, the files."""
 import errno
 import json
 import math
@@ -14,20 +15,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fashion_nb.data.idx import CLASS_NAMES
 from fashion_nb.data.fashion_mnist import FashionMNIST, Split, split_validation
-from fashion_nb.evaluation.plots import (
-    PUBLISHED_ACCURACY,
-    accuracy_table,
-    plot_reliability,
-    results_table,
-)
+from fashion_nb.data.idx import CLASS_NAMES
+from fashion_nb.evaluation.evaluation import evaluate, run_split
 from fashion_nb.evaluation.metrics import (
     SMALLEST,
     EvaluateError,
     brier_score,
     calibration,
     negative_log_likelihood,
+)
+from fashion_nb.evaluation.plots import (
+    PUBLISHED_ACCURACY,
+    accuracy_table,
+    plot_reliability,
+    results_table,
 )
 from fashion_nb.evaluation.scores import (
     Evaluation,
@@ -36,10 +38,9 @@ from fashion_nb.evaluation.scores import (
     score,
     to_half,
 )
-from fashion_nb.evaluation.evaluation import evaluate, run_split
-from fashion_nb.training.runs import load_run
 from fashion_nb.training.config import TrainConfig
 from fashion_nb.training.loop import train
+from fashion_nb.training.runs import load_run
 
 SMALL = TrainConfig(epochs=1, batch_size=32, validation_size=40, seed=3)
 
@@ -55,7 +56,9 @@ def made_split(size, seed):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return FashionMNIST(made_split(240, 0), made_split(50, 1), "made for the tests", tmp_path_factory.mktemp("data"))
+    return FashionMNIST(
+        made_split(240, 0), made_split(50, 1), "made for the tests", tmp_path_factory.mktemp("data")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,11 @@ def network(flipped=False):
     import keras
 
     inputs = keras.Input((28, 28, 1))
-    columns = keras.ops.mean(inputs, axis=(1, 3))[:, ::-1] if flipped else keras.ops.mean(inputs, axis=(1, 3))
+    columns = (
+        keras.ops.mean(inputs, axis=(1, 3))[:, ::-1]
+        if flipped
+        else keras.ops.mean(inputs, axis=(1, 3))
+    )
     return keras.Model(inputs, keras.ops.softmax(columns[:, 2:12] / 20))
 
 
@@ -93,9 +100,16 @@ def drawn(size, seed=0, sharpness=0.2):
 @pytest.mark.parametrize("sharpness", [0.05, 0.5, 5])
 def test_loss_and_brier_by_their_formulas(sharpness):
     labels, rows = drawn(500, 1, sharpness)
-    raised = [max(row[label], SMALLEST) / sum(max(p, SMALLEST) for p in row) for label, row in zip(labels, rows)]
-    assert negative_log_likelihood(labels, rows) == pytest.approx(-sum(map(math.log, raised)) / 500, rel=1e-9)
-    squares = [sum((p - (c == label)) ** 2 for c, p in enumerate(row)) for label, row in zip(labels, rows)]
+    raised = [
+        max(row[label], SMALLEST) / sum(max(p, SMALLEST) for p in row)
+        for label, row in zip(labels, rows)
+    ]
+    assert negative_log_likelihood(labels, rows) == pytest.approx(
+        -sum(map(math.log, raised)) / 500, rel=1e-9
+    )
+    squares = [
+        sum((p - (c == label)) ** 2 for c, p in enumerate(row)) for label, row in zip(labels, rows)
+    ]
     assert brier_score(labels, rows) == pytest.approx(sum(squares) / 500, rel=1e-9)
 
 
@@ -105,7 +119,9 @@ def test_guessing_and_certainty():
     assert negative_log_likelihood(labels, guess) == pytest.approx(math.log(10))
     assert negative_log_likelihood(labels, right) == pytest.approx(0, abs=1e-6)
     assert negative_log_likelihood(labels, wrong) == pytest.approx(24 * math.log(2), abs=1e-5)
-    assert [brier_score(labels, rows) for rows in (guess, right, wrong)] == pytest.approx([0.9, 0, 2])
+    assert [brier_score(labels, rows) for rows in (guess, right, wrong)] == pytest.approx(
+        [0.9, 0, 2]
+    )
 
 
 # Calibration
@@ -115,7 +131,11 @@ def by_loops(labels, rows, edges):
     "The error and the filled bins, image by image."
     found = []
     for low, high in zip(edges[:-1], edges[1:]):
-        inside = [i for i, row in enumerate(rows) if low < row.max() <= high or (row.max() == low == edges[0])]
+        inside = [
+            i
+            for i, row in enumerate(rows)
+            if low < row.max() <= high or (row.max() == low == edges[0])
+        ]
         if inside:
             right = sum(rows[i].argmax() == labels[i] for i in inside) / len(inside)
             found.append((len(inside), sum(rows[i].max() for i in inside) / len(inside), right))
@@ -127,12 +147,19 @@ def by_loops(labels, rows, edges):
 def test_calibration_by_loops(bins, sharpness):
     labels, rows = drawn(300, 2, sharpness)
     sure = rows.max(axis=1)
-    for adaptive, edges in ((False, np.linspace(0, 1, bins + 1)), (True, np.percentile(sure, 100 * np.linspace(0, 1, bins + 1)))):
+    for adaptive, edges in (
+        (False, np.linspace(0, 1, bins + 1)),
+        (True, np.percentile(sure, 100 * np.linspace(0, 1, bins + 1))),
+    ):
         ours = calibration(labels, rows, bins, adaptive)
         error, found = by_loops(labels, rows, edges)
         assert ours.error == pytest.approx(error, abs=1e-12)
-        np.testing.assert_allclose(ours.table[["images", "confidence", "accuracy"]], found, atol=1e-12)
-        assert ours.overconfidence == pytest.approx(sure.mean() - (rows.argmax(axis=1) == labels).mean(), abs=1e-12)
+        np.testing.assert_allclose(
+            ours.table[["images", "confidence", "accuracy"]], found, atol=1e-12
+        )
+        assert ours.overconfidence == pytest.approx(
+            sure.mean() - (rows.argmax(axis=1) == labels).mean(), abs=1e-12
+        )
         assert abs(ours.overconfidence) <= ours.error + 1e-12
 
 
@@ -184,12 +211,20 @@ def test_two_bytes_keep_the_answer_and_nearly_the_rest(sharpness):
     np.testing.assert_allclose(back.sum(axis=1), 1, atol=1e-3)
     sure = rows.max(axis=1) > 0.999
     np.testing.assert_allclose(back[sure].max(axis=1), rows[sure].max(axis=1), atol=2e-6)
-    assert negative_log_likelihood(labels, back) == pytest.approx(negative_log_likelihood(labels, rows), abs=2e-3)
+    assert negative_log_likelihood(labels, back) == pytest.approx(
+        negative_log_likelihood(labels, rows), abs=2e-3
+    )
     assert brier_score(labels, back) == pytest.approx(brier_score(labels, rows), abs=1e-4)
 
 
 def test_two_bytes_with_ties_and_certainty():
-    close = np.array([[0.3333, 0.33335, 0.33335], [0.5, 0.49999, 0.00001], [0.49999, 0.5, 0.00001], [1, 0, 0], [0, 0, 1.0]])
+    close = np.array([
+        [0.3333, 0.33335, 0.33335],
+        [0.5, 0.49999, 0.00001],
+        [0.49999, 0.5, 0.00001],
+        [1, 0, 0],
+        [0, 0, 1.0],
+    ])
     back = from_half(to_half(close))
     np.testing.assert_array_equal(back.argmax(axis=1), close.argmax(axis=1))
     np.testing.assert_array_equal(back[3:], close[3:])
@@ -210,8 +245,15 @@ def test_top_confusions(some):
     first = every.iloc[0]
     i, j = CLASS_NAMES.index(first.label), CLASS_NAMES.index(first.prediction)
     wrong = some.confusion - np.diag(some.confusion.diagonal())
-    assert i != j and first.images == wrong.max() == wrong[i, j] and first.share == wrong[i, j] / some.confusion[i].sum()
-    assert len(some.top_confusions(3)) == 3 and len(some.top_confusions(0)) == len(some.top_confusions(-5)) == 0
+    assert (
+        i != j
+        and first.images == wrong.max() == wrong[i, j]
+        and first.share == wrong[i, j] / some.confusion[i].sum()
+    )
+    assert (
+        len(some.top_confusions(3)) == 3
+        and len(some.top_confusions(0)) == len(some.top_confusions(-5)) == 0
+    )
     assert len(some.top_confusions()) == 10
     perfect = score(np.arange(10), np.eye(10))
     assert len(perfect.top_confusions()) == 0 and "most frequent confusions" in perfect.to_text()
@@ -219,25 +261,40 @@ def test_top_confusions(some):
 
 def test_json_holds_it_all_and_comes_back(some, tmp_path):
     values = json.loads(some.to_json())
-    assert values["negative_log_likelihood"] == some.negative_log_likelihood == negative_log_likelihood(some.labels, some.probabilities)
+    assert (
+        values["negative_log_likelihood"]
+        == some.negative_log_likelihood
+        == negative_log_likelihood(some.labels, some.probabilities)
+    )
     assert values["brier_score"] == some.brier_score and values["details"] == some.details
     assert [(one["bins"], one["adaptive"], one["error"]) for one in values["calibrations"]] == [
-        (15, adaptive, calibration(some.labels, some.probabilities, 15, adaptive).error) for adaptive in (False, True)
+        (15, adaptive, calibration(some.labels, some.probabilities, 15, adaptive).error)
+        for adaptive in (False, True)
     ]
     assert values["top_confusions"][0]["images"] == some.top_confusions(1).images[0]
     assert list(values["averages"]) == ["macro", "weighted"] and len(values["per_class"]) == 10
     back = Evaluation.from_json(some.to_json())
-    assert back.to_json() == some.to_json() and back.to_text() == some.to_text() and back._repr_html_() == some._repr_html_()
+    assert (
+        back.to_json() == some.to_json()
+        and back.to_text() == some.to_text()
+        and back._repr_html_() == some._repr_html_()
+    )
     for adaptive in (False, True):
-        pd.testing.assert_frame_equal(back.calibration(15, adaptive).table, some.calibration(15, adaptive).table)
+        pd.testing.assert_frame_equal(
+            back.calibration(15, adaptive).table, some.calibration(15, adaptive).table
+        )
     with pytest.raises(EvaluateError, match="has no probabilities"):
         back.calibration(10)
     whole = load_evaluation(some.save(tmp_path))
-    assert whole.to_json() == some.to_json() and whole.calibration(10).error == pytest.approx(some.calibration(10).error, abs=1e-2)
+    assert whole.to_json() == some.to_json() and whole.calibration(10).error == pytest.approx(
+        some.calibration(10).error, abs=1e-2
+    )
 
 
 def test_json_without_probabilities_comes_back(some):
-    bare = replace(some, probabilities=None, negative_log_likelihood=None, brier_score=None, calibrations=())
+    bare = replace(
+        some, probabilities=None, negative_log_likelihood=None, brier_score=None, calibrations=()
+    )
     assert Evaluation.from_json(bare.to_json()).to_json() == bare.to_json()
     assert "calibration" not in bare.to_text() and "negative log" not in bare._repr_html_()
 
@@ -289,8 +346,14 @@ def test_probabilities_with_the_same_answers_but_another_loss_are_refused(some, 
 def test_the_text_says_it_all(some):
     text = some.to_text()
     for part in (
-        "some on 400 images of the validation split, averaged with their mirror images (two passes each, twice the cost)",
-        f"negative log-likelihood {some.negative_log_likelihood:.4f} nats, Brier score {some.brier_score:.4f}",
+        (
+            "some on 400 images of the validation split, averaged with their mirror images (two"
+            " passes each, twice the cost)"
+        ),
+        (
+            f"negative log-likelihood {some.negative_log_likelihood:.4f} nats, Brier score"
+            f" {some.brier_score:.4f}"
+        ),
         f"calibration error {some.calibration().error:.4f} (15 equal bins)",
         f"calibration error {some.calibration(adaptive=True).error:.4f} (15 adaptive bins)",
         "macro average",
@@ -312,14 +375,21 @@ def test_the_splits_of_a_run(run, data):
         np.testing.assert_array_equal(found.images, expected.images)
         evaluation = evaluate(run, split, data)
         np.testing.assert_array_equal(evaluation.labels, expected.labels)
-        assert evaluation.details["split"] == split and len(evaluation.details[f"{split}_sha256"]["images"]) == 64
-        np.testing.assert_allclose(evaluation.probabilities, run.model().predict(expected.images, verbose=0), atol=1e-6)
+        assert (
+            evaluation.details["split"] == split
+            and len(evaluation.details[f"{split}_sha256"]["images"]) == 64
+        )
+        np.testing.assert_allclose(
+            evaluation.probabilities, run.model().predict(expected.images, verbose=0), atol=1e-6
+        )
 
 
 def test_validation_is_what_the_run_logged(run, data):
     evaluation = evaluate(run, "validation", data)
     assert evaluation.hit_rate == pytest.approx(run.history.val_accuracy.iloc[-1], abs=1e-6)
-    assert evaluation.negative_log_likelihood == pytest.approx(run.history.val_loss.iloc[-1], abs=1e-4)
+    assert evaluation.negative_log_likelihood == pytest.approx(
+        run.history.val_loss.iloc[-1], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("split", ["Test", "val", "", None, 3, ["test"], b"test"])
@@ -362,7 +432,9 @@ def test_a_run_that_held_nothing_out(run, data):
 def test_flip_averaging_is_the_mean_of_two_answers(data):
     plain, mirrored = evaluate(network(), data=data), evaluate(network(flipped=True), data=data)
     both = evaluate(network(), data=data, flip_averaged=True)
-    np.testing.assert_allclose(both.probabilities, (plain.probabilities + mirrored.probabilities) / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        both.probabilities, (plain.probabilities + mirrored.probabilities) / 2, atol=1e-6
+    )
     assert abs(plain.probabilities - both.probabilities).max() > 0.05
     assert [one.details["flip_averaged"] for one in (plain, both)] == [False, True]
     assert both.probabilities.dtype == np.float32
@@ -371,7 +443,11 @@ def test_flip_averaging_is_the_mean_of_two_answers(data):
 def test_flip_averaging_costs_two_passes(data, monkeypatch):
     model, seen = network(), []
     predict = model.predict
-    monkeypatch.setattr(model, "predict", lambda images, **words: seen.append(len(images)) or predict(images, **words))
+    monkeypatch.setattr(
+        model,
+        "predict",
+        lambda images, **words: seen.append(len(images)) or predict(images, **words),
+    )
     evaluate(model, data=data)
     evaluate(model, data=data, flip_averaged=True)
     assert seen == [50, 50, 50]
@@ -383,8 +459,13 @@ def test_flip_averaging_costs_two_passes(data, monkeypatch):
 def test_each_opening_of_test_is_counted(run, data):
     before = record_of(run)
     for number in (1, 2, 3):
-        evaluation = evaluate(run if number == 1 else run.folder, data=data, flip_averaged=number == 2)
-        assert evaluation.details["test_opened"] == number and f"opening number {number} of" in evaluation.to_text()
+        evaluation = evaluate(
+            run if number == 1 else run.folder, data=data, flip_averaged=number == 2
+        )
+        assert (
+            evaluation.details["test_opened"] == number
+            and f"opening number {number} of" in evaluation.to_text()
+        )
     after = record_of(run)
     assert [set(opening) for opening in after.pop("test_opened")] == [{"when", "by"}] * 3
     before.pop("test_opened", None)
@@ -405,7 +486,11 @@ def test_validation_and_train_open_nothing(run, data):
 def test_the_saved_model_of_a_run_counts_for_the_run(run, data):
     run.model().save(run.folder / "mine.keras")
     evaluation = evaluate(run.folder / "model.keras", data=data)
-    assert evaluation.model == "stride_2" and evaluation.details["run"] == "run" and evaluation.details["test_opened"] == 1
+    assert (
+        evaluation.model == "stride_2"
+        and evaluation.details["run"] == "run"
+        and evaluation.details["test_opened"] == 1
+    )
     assert evaluate(run.folder / "model.keras", "validation", data).total == 40
     assert "test_opened" not in evaluate(run.folder / "mine.keras", data=data).details
     assert len(record_of(run)["test_opened"]) == 1
@@ -426,7 +511,9 @@ def test_no_figure_without_the_count(run, data, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(EvaluateError, match="No space left on device.*no figure is given that is not counted"):
+        with pytest.raises(
+            EvaluateError, match="No space left on device.*no figure is given that is not counted"
+        ):
             evaluate(run, data=data)
     assert (run.folder / "record.json").read_bytes() == before
     assert evaluate(run, data=data).details["test_opened"] == 1
@@ -456,7 +543,8 @@ def test_a_run_that_is_still_training_is_not_shown_the_test_images(run, data):
         with pytest.raises(EvaluateError, match="is still training: test is for the end"):
             evaluate(run.folder, data=data)
         assert evaluate(run.folder, "validation", data).total == 40
-    assert evaluate(run.folder, data=data).details["test_opened"] == 1  # killed: its process is gone
+    # killed: its process is gone
+    assert evaluate(run.folder, data=data).details["test_opened"] == 1
 
 
 # Tables
@@ -469,10 +557,18 @@ def test_accuracy_table_keeps_configurations_apart(some):
     runs = [one(seed=0), one(seed=1), one(seed=0, epochs=9), one(seed=0, augmentation="first_set")]
     table = accuracy_table(runs)
     assert table.runs.tolist()[:3] == [2, 1, 1] and table.epochs.tolist()[:3] == [6, 9, 6]
-    assert table.published[0] == table.published[1] == PUBLISHED_ACCURACY["stride_1", "none"] and np.isnan(table.published[2])
+    assert table.published[0] == table.published[1] == PUBLISHED_ACCURACY[
+        "stride_1", "none"
+    ] and np.isnan(table.published[2])
     assert table["std"][0] == pytest.approx(0) and np.isnan(table["std"][1])
-    assert len(table) == 3 + len(PUBLISHED_ACCURACY) - 1 and len(accuracy_table(runs, published=False)) == 3
-    assert accuracy_table([], published=True).runs.sum() == 0 and len(accuracy_table([], published=False)) == 0
+    assert (
+        len(table) == 3 + len(PUBLISHED_ACCURACY) - 1
+        and len(accuracy_table(runs, published=False)) == 3
+    )
+    assert (
+        accuracy_table([], published=True).runs.sum() == 0
+        and len(accuracy_table([], published=False)) == 0
+    )
 
 
 def test_results_table_beside_the_published_rows(some):
@@ -485,11 +581,20 @@ def test_reliability_diagram(some):
 
     ax = plot_reliability(some, adaptive=True)
     table = some.calibration(15, True).table
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence", "share") and "calibration error" in ax.get_title()
-    np.testing.assert_array_equal(ax.containers[1].lines[0].get_xydata(), table[["confidence", "accuracy"]])
-    assert len(ax.patches) == len(table) and sum(bar.get_height() for bar in ax.patches) == pytest.approx(1)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (
+        "confidence",
+        "share",
+    ) and "calibration error" in ax.get_title()
+    np.testing.assert_array_equal(
+        ax.containers[1].lines[0].get_xydata(), table[["confidence", "accuracy"]]
+    )
+    assert len(ax.patches) == len(table) and sum(
+        bar.get_height() for bar in ax.patches
+    ) == pytest.approx(1)
     own = plt.figure().add_subplot()
-    assert plot_reliability(some, own, bins=4) is own and len(own.patches) == len(some.calibration(4).table)
+    assert plot_reliability(some, own, bins=4) is own and len(own.patches) == len(
+        some.calibration(4).table
+    )
     perfect = score(np.arange(10), np.eye(10))
     assert len(plot_reliability(Evaluation.from_json(perfect.to_json())).patches) == 1
     open_figures = plt.get_fignums()

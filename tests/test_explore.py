@@ -6,18 +6,18 @@ import json
 import numpy as np
 import pytest
 
-from fashion_nb.data.idx import CLASS_NAMES
 from fashion_nb.core.errors import FashionNbError
-from fashion_nb.explore.pixels import ExploreError
+from fashion_nb.data.idx import CLASS_NAMES
 from fashion_nb.explore.audit import audit
-from fashion_nb.explore.labels import check_balance, suspect_labels
 from fashion_nb.explore.duplicates import (
     exact_duplicates,
     near_duplicates,
     nearest_neighbours,
     pixel_rms,
 )
+from fashion_nb.explore.labels import check_balance, suspect_labels
 from fashion_nb.explore.outliers import find_outliers
+from fashion_nb.explore.pixels import ExploreError
 
 COPY, TWIN, INVERTED, BLANK = (
     (11, 40),

@@ -1,4 +1,5 @@
-"""Receptive fields against brute force on random networks, and the witnesses where a chapter would be too long."""
+"""Receptive fields against brute force on random networks, and the witnesses where a chapter would
+be too long."""
 import os
 import random
 import subprocess
@@ -8,17 +9,18 @@ import textwrap
 import numpy as np
 import pytest
 
-from fashion_nb.checks.keras_flops import OracleError, keras_flops_count
-from fashion_nb.checks.gradient import field_box, gradient_image, measured_field
 from fashion_nb.analysis.axis import AxisField, FieldError, after_window
 from fashion_nb.analysis.effective_field import plot_field
 from fashion_nb.analysis.field import receptive_field
+from fashion_nb.checks.gradient import field_box, gradient_image, measured_field
+from fashion_nb.checks.keras_flops import OracleError, keras_flops_count
 
-
-# Brute force along one axis: which pixels reach each unit, by sets, with TensorFlow's other way to write 'same'.
+# Brute force along one axis: which pixels reach each unit, by sets, with TensorFlow's other way to
+# write 'same'.
 
 def padding_in_front(positions, kernel, stride, dilation, padding):
-    "Zeros in front of one axis, and windows, as TensorFlow's guide writes them (by the remainder of n / stride)."
+    """Zeros in front of one axis, and windows, as TensorFlow's guide writes them (by the remainder
+    of n / stride)."""
     reach = (kernel - 1) * dilation + 1
     if padding == "valid":
         return 0, len(range(0, positions - reach + 1, stride))
@@ -27,7 +29,8 @@ def padding_in_front(positions, kernel, stride, dilation, padding):
 
 
 def brute_force(side, windows):
-    "For each unit of the last layer: the set of pixels that reach it, and whether any tap fell on padding on the way."
+    """For each unit of the last layer: the set of pixels that reach it, and whether any tap fell on
+    padding on the way."""
     units = [({pixel}, False) for pixel in range(side)]
     for kernel, stride, dilation, padding in windows:
         front, count = padding_in_front(len(units), kernel, stride, dilation, padding)
@@ -87,10 +90,20 @@ def random_layer(chance, sides, index):
         kinds = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
         return kinds[kind](window, strides=(stride, chance.choice([1, 2])), **options)
     if kind == "free":
-        return chance.choice([layers.ReLU, layers.BatchNormalization, layers.Identity])(name=f"layer{index}")
-    dilation = chance.choice([1, 2]) if stride == 1 and all((k - 1) * 2 < side for k, side in zip(window, sides)) else 1
+        return chance.choice([layers.ReLU, layers.BatchNormalization, layers.Identity])(
+            name=f"layer{index}"
+        )
+    dilation = (
+        chance.choice([1, 2])
+        if stride == 1 and all((k - 1) * 2 < side for k, side in zip(window, sides))
+        else 1
+    )
     options |= {"strides": stride, "dilation_rate": dilation, "activation": "relu"}
-    return layers.DepthwiseConv2D(window, **options) if kind == "depthwise" else layers.Conv2D(2, window, **options)
+    return (
+        layers.DepthwiseConv2D(window, **options)
+        if kind == "depthwise"
+        else layers.Conv2D(2, window, **options)
+    )
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -110,8 +123,14 @@ def test_report_against_the_gradient(seed):
     assert record.size == measured_field(model, record.name)
     top, left, height, width = field_box(gradient_image(model, record.name))
     box = record.box()
-    if any(getattr(layer, "padding", "valid") == "same" for layer in model.layers):  # padding is not seen
-        assert box[0] <= top and box[1] <= left and top + height <= box[0] + box[2] and left + width <= box[1] + box[3]
+    # padding is not seen
+    if any(getattr(layer, "padding", "valid") == "same" for layer in model.layers):
+        assert (
+            box[0] <= top
+            and box[1] <= left
+            and top + height <= box[0] + box[2]
+            and left + width <= box[1] + box[3]
+        )
     else:
         assert (top, left, height, width) == box
     assert 0 < record.share <= 1
@@ -125,9 +144,12 @@ def test_measurement_leaves_the_model_alone():
     model = keras.Sequential([keras.Input((12, 12, 1)), *stack])
     model.compile(loss="mse")
     before = [weight.copy() for weight in model.get_weights()]
-    assert measured_field(model, model.layers[-1].name) == (3, 3)  # no Flatten: position by position
+    # no Flatten: position by position
+    assert measured_field(model, model.layers[-1].name) == (3, 3)
     assert receptive_field(model).layers[-1].size == (3, 3)
-    assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
+    assert all(
+        np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True)
+    )
     assert model.compiled and [layer.trainable for layer in model.layers] == [True] * 3
 
 
@@ -135,7 +157,9 @@ def test_field_that_is_too_large_to_measure():
     import keras
     from keras import layers
 
-    model = keras.Sequential([keras.Input((28, 28, 1)), layers.GlobalAveragePooling2D(keepdims=True, name="all")])
+    model = keras.Sequential(
+        [keras.Input((28, 28, 1)), layers.GlobalAveragePooling2D(keepdims=True, name="all")]
+    )
     with pytest.raises(OracleError, match="reaches the border of every image"):
         measured_field(model, "all")
 
@@ -156,14 +180,18 @@ def test_errors_name_what_was_found():
     import keras
     from keras import layers
 
-    nested = keras.Sequential([keras.Input((8, 8, 1)), keras.Sequential([layers.Conv2D(2, 3)], name="inner")])
+    nested = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.Sequential([layers.Conv2D(2, 3)], name="inner")]
+    )
     with pytest.raises(FieldError, match="no layer 'inner': expected one of inner/conv"):
         receptive_field(nested)["inner"]
     with pytest.raises(OracleError, match="no layer 'inner': expected one of inner/conv"):
         measured_field(nested, "inner")
     with pytest.raises(FieldError, match="does not fit into 2 positions"):
         after_window(AxisField(2), 3)
-    report = receptive_field(keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 3, name="conv")]))
+    report = receptive_field(
+        keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 3, name="conv")])
+    )
     with pytest.raises(FieldError, match=r"\(8, 9\)"):
         plot_field(report, "conv", np.zeros((8, 9)))
 
@@ -181,7 +209,10 @@ def test_several_inputs_and_dictionaries():
     assert keras_flops_count(model([a, b], [a, b])) == 2 * 7 * 2
     assert keras_flops_count(model({"b": b, "a": a}, [a, b])) == 2 * 7 * 2
     only = keras.Input((3,), name="only")
-    assert keras_flops_count(keras.Model({"only": only}, layers.Dense(2, use_bias=False)(only))) == 2 * 3 * 2
+    assert (
+        keras_flops_count(keras.Model({"only": only}, layers.Dense(2, use_bias=False)(only)))
+        == 2 * 3 * 2
+    )
     pixels = keras.Input((3,), dtype="uint8")
     scaled = layers.Rescaling(1 / 255)(pixels)
     assert keras_flops_count(keras.Model(pixels, scaled)) == 2 * 3
@@ -200,7 +231,8 @@ def in_a_new_process(code, **environment):
 
 
 def test_count_after_a_failed_import_and_without_chatter():
-    "Whoever tried `import keras_flops` before has half of its formulas registered; and file descriptor 1 stays clean."
+    """Whoever tried `import keras_flops` before has half of its formulas registered; and file
+    descriptor 1 stays clean."""
     out = in_a_new_process("""
         import keras
         try:

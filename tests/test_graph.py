@@ -1,4 +1,5 @@
-"The walk through a model on what does not belong in its chapter: many shapes of models, back ends, and what it must not touch."
+"""The walk through a model on what does not belong in its chapter: many shapes of models, back
+ends, and what it must not touch."""
 
 import os
 import subprocess
@@ -9,8 +10,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from fashion_nb.analysis.records import GraphError
 from fashion_nb.analysis.graph import model_graph
+from fashion_nb.analysis.records import GraphError
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,9 @@ def test_sequential_equals_keras_list(keras):
     model = build_model("stride_2")
     calls = model_graph(model).calls
     assert [call.name for call in calls] == [layer.name for layer in model.layers]
-    assert [call.output_shape for call in calls] == [layer.output.shape[1:] for layer in model.layers]
+    assert [call.output_shape for call in calls] == [
+        layer.output.shape[1:] for layer in model.layers
+    ]
     assert [call.parents for call in calls] == [(), *((index,) for index in range(len(calls) - 1))]
 
 
@@ -41,7 +44,9 @@ def test_every_input_of_a_call_is_somebodys_output(keras):
     merged = layers.Concatenate()([left, right, left])
     model = keras.Model(image, [merged, layers.Add()([left, right])])
     graph = model_graph(model, batch_size=3)
-    made = {tensor.key: tensor for call in graph.calls for tensor in call.outputs} | {tensor.key: tensor for tensor in graph.inputs}
+    made = {tensor.key: tensor for call in graph.calls for tensor in call.outputs} | {
+        tensor.key: tensor for tensor in graph.inputs
+    }
     for call in graph.calls:
         assert all(made[tensor.key] == tensor and tensor.shape[0] == 3 for tensor in call.inputs)
     assert [tensor.shape for tensor in graph.outputs] == [(3, 16, 16, 12), (3, 16, 16, 4)]
@@ -58,15 +63,23 @@ def test_dictionary_of_inputs_reaches_a_nested_model_in_the_right_order(keras):
 
 
 def test_nested_model_on_another_size_than_it_was_made_for(keras):
-    inner = keras.Sequential([keras.Input((None, None, 2)), keras.layers.Conv2D(4, 3, strides=2, name="conv")], name="inner")
+    inner = keras.Sequential(
+        [keras.Input((None, None, 2)), keras.layers.Conv2D(4, 3, strides=2, name="conv")],
+        name="inner",
+    )
     image = keras.Input((9, 17, 2))
-    assert [call.output_shape for call in model_graph(keras.Model(image, inner(image))).calls] == [(4, 8, 4)]
+    assert [call.output_shape for call in model_graph(keras.Model(image, inner(image))).calls] == [
+        (4, 8, 4)
+    ]
 
 
 def test_fixed_batch_gives_way_to_the_one_asked_for(keras):
     image = keras.Input(batch_shape=(8, 6, 6, 1))
     model = keras.Model(image, keras.layers.Flatten()(image))
-    assert [model_graph(model, batch_size=size).outputs[0].shape for size in (1, 5)] == [(1, 36), (5, 36)]
+    assert [model_graph(model, batch_size=size).outputs[0].shape for size in (1, 5)] == [
+        (1, 36),
+        (5, 36),
+    ]
 
 
 def test_several_arguments_of_a_subclassed_model(keras):
@@ -107,10 +120,20 @@ def test_walk_leaves_the_model_alone(keras):
 
     block, start = Block(), keras.Input((4,))
     model = keras.Model(start, block(block(start)))
-    before = (len(block._inbound_nodes), len(block.dense._inbound_nodes), model.count_params(), model.to_json())
+    before = (
+        len(block._inbound_nodes),
+        len(block.dense._inbound_nodes),
+        model.count_params(),
+        model.to_json(),
+    )
     for _ in range(3):
         assert names(model) == ["block/dense", "block/relu", "block#2/dense", "block#2/relu"]
-    assert before == (len(block._inbound_nodes), len(block.dense._inbound_nodes), model.count_params(), model.to_json())
+    assert before == (
+        len(block._inbound_nodes),
+        len(block.dense._inbound_nodes),
+        model.count_params(),
+        model.to_json(),
+    )
 
 
 def test_layer_that_cannot_be_followed_stays_one_call(keras):
@@ -123,7 +146,9 @@ def test_layer_that_cannot_be_followed_stays_one_call(keras):
 
     start = keras.Input((4,))
     model = keras.Model(start, Secretive(name="secretive")(start))
-    assert [(call.name, call.kind) for call in model_graph(model).calls] == [("secretive", "Secretive")]
+    assert [(call.name, call.kind) for call in model_graph(model).calls] == [
+        ("secretive", "Secretive")
+    ]
 
 
 @pytest.mark.parametrize("thing", [None, 3, "model.keras", object(), np.zeros(3)])
@@ -135,7 +160,13 @@ def test_what_is_no_model(thing):
 def test_bad_sizes_are_one_sentence(keras):
     start = keras.Input((None, 3), name="text")
     model = keras.Model(start, keras.layers.Dense(2)(start), name="net")
-    for shape, words in [((4, 5), "fits"), ((4,), "fits"), ((0, 3), "fits"), ([(4, 3), (4, 3)], "expected 1"), ({"image": (4, 3)}, "'image'")]:
+    for shape, words in [
+        ((4, 5), "fits"),
+        ((4,), "fits"),
+        ((0, 3), "fits"),
+        ([(4, 3), (4, 3)], "expected 1"),
+        ({"image": (4, 3)}, "'image'"),
+    ]:
         with pytest.raises(GraphError, match=words):
             model_graph(model, input_shape=shape)
     for size in (0, -1, 1.5, "2"):
@@ -167,7 +198,13 @@ BACKENDS = """
 @cache
 def listed(backend):
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(BACKENDS)], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(BACKENDS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

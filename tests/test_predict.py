@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashion_nb.prediction import pretrained as pretrained_room
-from fashion_nb.prediction import predict as predict_room
-from fashion_nb import predict as module
 from fashion_nb.data.idx import CLASS_NAMES
-from fashion_nb.prediction.novelty import FALSE_ALARMS
+from fashion_nb.prediction import predict as predict_room
+from fashion_nb.prediction import pretrained as pretrained_room
 from fashion_nb.prediction.image import PredictError, prepare
+from fashion_nb.prediction.novelty import FALSE_ALARMS
+from fashion_nb.prediction.predict import predict, predict_files  # fmt: skip
 from fashion_nb.prediction.pretrained import (
     load_novelty,
     load_pretrained,
     pretrained_names,
     shipped_details,
 )
-from fashion_nb.prediction.predict import predict, predict_files  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,9 @@ def canvas(boot):
 # ---------------------------------------------------------------- kinds of pictures
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "YCbCr", "I;16", "I", "F", "HSV"])
+@pytest.mark.parametrize(
+    "mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "YCbCr", "I;16", "I", "F", "HSV"]
+)
 @pytest.mark.parametrize("negated", [False, True])
 def test_every_mode_comes_back(boot, canvas, mode, negated):
     grey = canvas.point(lambda v: 255 - v) if negated else canvas
@@ -50,21 +51,29 @@ def test_every_mode_comes_back(boot, canvas, mode, negated):
     elif mode == "F":
         picture = Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
     else:
-        picture = grey.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr", "HSV") else grey.convert(mode)
+        picture = (
+            grey.convert("RGB").convert(mode)
+            if mode in ("CMYK", "YCbCr", "HSV")
+            else grey.convert(mode)
+        )
     np.testing.assert_allclose(prepare(picture)[-1].image.astype(int), boot, atol=4)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".pgm", ".jpg", ".gif", ".webp"])
 def test_every_format_comes_back(boot, canvas, suffix, tmp_path):
     path = tmp_path / f"boot{suffix}"
-    canvas.save(path, **({"quality": 95} if suffix == ".jpg" else {"lossless": True} if suffix == ".webp" else {}))
+    canvas.save(
+        path,
+        **({"quality": 95} if suffix == ".jpg" else {"lossless": True} if suffix == ".webp" else {})
+    )
     error = np.abs(prepare(path)[-1].image.astype(int) - boot)
     assert error.mean() < (8 if suffix == ".jpg" else 1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_obeyed(boot, canvas, orientation, tmp_path):
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that brings an upright picture to how it is stored
+    # the transposition that brings an upright picture to how it is stored
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = canvas if orientation == 1 else canvas.transpose(undo[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -72,7 +81,9 @@ def test_exif_orientation_is_obeyed(boot, canvas, orientation, tmp_path):
     np.testing.assert_allclose(prepare(tmp_path / "turned.png")[-1].image.astype(int), boot, atol=1)
 
 
-@pytest.mark.parametrize("background, ink", [(255, 0), (200, 40), (120, 10), (120, 250), (0, 255), (30, 180)])
+@pytest.mark.parametrize(
+    "background, ink", [(255, 0), (200, 40), (120, 10), (120, 250), (0, 255), (30, 180)]
+)
 def test_the_background_may_have_any_grey(boot, canvas, background, ink):
     cover = np.asarray(canvas) / 255
     picture = np.round(background * (1 - cover) + ink * cover).astype(np.uint8)
@@ -140,23 +151,33 @@ def test_random_damage_gives_an_answer_or_one_sentence(canvas, tmp_path):
             else:
                 assert image.dtype == np.uint8 and image.shape == (28, 28)
                 outcomes.add("read")
-    assert outcomes == {"refused", "read"}  # else the damage is too small, or too large, to tell anything
+    # else the damage is too small, or too large, to tell anything
+    assert outcomes == {"refused", "read"}
 
 
 @pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
 def test_a_bomb_is_refused_before_it_is_decoded(side, tmp_path, monkeypatch):
     def chunk(kind, body):
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        return (
+            len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        )
 
     header = chunk(b"IHDR", side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]))
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""))
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(bytes(100)))
+        + chunk(b"IEND", b"")
+    )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
     refused(tmp_path / "bomb.png", "50,000,000")
 
 
 def test_other_things_are_refused(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\nshowpage\n")
+    (tmp_path / "script.eps").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\nshowpage\n"
+    )
     Image.new("L", (1, 1)).save(tmp_path / "dot.png")
     Image.new("L", (40, 40), 200).save(tmp_path / "plain.png")
     Image.new("L", (5_000, 8)).save(tmp_path / "strip.png")
@@ -179,7 +200,11 @@ def test_other_networks_are_refused(boot):
     import keras
 
     def network(shape, classes, activation="softmax"):
-        layers = [keras.layers.Input(shape), keras.layers.Flatten(), keras.layers.Dense(classes, activation=activation)]
+        layers = [
+            keras.layers.Input(shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(classes, activation=activation),
+        ]
         return keras.Sequential(layers, name="other")
 
     for model, words in [
@@ -201,7 +226,9 @@ def test_good_files_are_answered_beside_bad_ones(canvas, tmp_path):
     assert [answer.class_name for answer in found] == ["Ankle boot"] * 2 and len(found.errors) == 1
     text, values = found.to_text(), json.loads(json.dumps(found.to_dict()))
     assert text.count("Ankle boot") == 2 and text.splitlines()[-1].startswith("not used: ")
-    assert [*values["predictions"][0]["probabilities"]] == [*CLASS_NAMES] and values["errors"] == list(found.errors)
+    assert [*values["predictions"][0]["probabilities"]] == [*CLASS_NAMES] and values[
+        "errors"
+    ] == list(found.errors)
     assert list(found.to_frame()["class"]) == ["Ankle boot"] * 2
 
 
@@ -211,7 +238,9 @@ def test_false_alarms_and_what_is_caught(data):
     assert 0.006 < rate < 0.014
     noise = np.random.default_rng(1).integers(0, 256, (200, 28, 28))
     assert (novelty.p_value(novelty.score(noise)) <= FALSE_ALARMS).all()
-    assert (novelty.p_value(novelty.score(255 - data.test.images[:200])) <= FALSE_ALARMS).mean() > 0.95
+    assert (
+        novelty.p_value(novelty.score(255 - data.test.images[:200])) <= FALSE_ALARMS
+    ).mean() > 0.95
     assert predict(noise[0].astype(np.uint8)).warning and not predict(data.test.images[0]).warning
 
 
@@ -220,11 +249,20 @@ def test_false_alarms_and_what_is_caught(data):
 
 def test_the_shipped_network_is_small_and_good(data):
     folder = pretrained_room._pretrained()
-    assert sum((folder / name).stat().st_size for name in ("model.npz", "model.json", "novelty.npz")) < 1_000_000
+    assert (
+        sum((folder / name).stat().st_size for name in ("model.npz", "model.json", "novelty.npz"))
+        < 1_000_000
+    )
     for name in pretrained_names():  # each of the others is held to the same
-        assert sum((folder / f"{name}.{kind}").stat().st_size for kind in ("npz", "json")) < 1_000_000
+        assert (
+            sum((folder / f"{name}.{kind}").stat().st_size for kind in ("npz", "json")) < 1_000_000
+        )
     details = shipped_details()
-    assert details["history"] and details["record"]["data"]["train_sha256"] and "test split was not used" in details["note"]
+    assert (
+        details["history"]
+        and details["record"]["data"]["train_sha256"]
+        and "test split was not used" in details["note"]
+    )
     found = predict_room._ask(load_pretrained(), data.test.images[:2_000, ..., 0]).argmax(axis=1)
     assert (found == data.test.labels[:2_000]).mean() > 0.93
 
@@ -240,8 +278,16 @@ def test_damaged_shipped_files_are_noticed(name, tmp_path):
 
 
 def test_importing_it_is_light():
-    code = "import sys, fashion_nb.predict; print(*sorted({'keras', 'tensorflow', 'scipy', 'matplotlib', 'PIL', 'pandas'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    code = (
+        "import sys, fashion_nb.predict; print(*sorted({'keras', 'tensorflow', 'scipy',"
+        " 'matplotlib', 'PIL', 'pandas'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )
 
 
 def test_it_works_on_jax_without_data(canvas, tmp_path):
@@ -256,6 +302,12 @@ def test_it_works_on_jax_without_data(canvas, tmp_path):
         "from fashion_nb.prediction.predict import predict_files\n"
         f"print(predict_files({str(tmp_path / 'boot.png')!r}).to_text())"
     )
-    environment = os.environ | {"KERAS_BACKEND": "jax", "FASHION_NB_DATA": str(tmp_path), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    environment = os.environ | {
+        "KERAS_BACKEND": "jax",
+        "FASHION_NB_DATA": str(tmp_path),
+        "HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0 and "Ankle boot" in done.stdout, done.stderr[-2_000:]

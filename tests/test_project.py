@@ -418,7 +418,7 @@ def test_an_import_alone_is_fine(source):
     [
         ("_f(1)", "names _f"),
         ("x = module._f", "names _f"),
-        ("from fashion_nb.UNKNOWN.cost import _f", "names _f"),
+        ("from fashion_nb.analysis.cost import _f", "names _f"),
         ("def _helper():\n    return 1", "names _helper"),
         (
             "with TemporaryDirectory() as folder:\n    save(folder)",
@@ -766,9 +766,8 @@ def test_links_to_the_published_site_become_relative(site):
     )
     load("docs").make_self_contained(site, "https://a.org/b")
     assert (
-        (site / "new.html").read_text()
-        == '<a class="x" href="data.html#split">x</a> <a href="https://a.org/bc">x</a> <code>https://a.org/b/x</code>'
-    )
+        site / "new.html"
+    ).read_text() == '<a class="x" href="data.html#split">x</a> <a href="https://a.org/bc">x</a> <code>https://a.org/b/x</code>'
 
 
 @pytest.mark.parametrize(

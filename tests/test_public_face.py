@@ -1,4 +1,5 @@
-"""The public face of the package: what `import fashion_nb as fnb` offers, and that it costs nothing until it is used."""
+"""The public face of the package: what `import fashion_nb as fnb` offers, and that it costs nothing
+until it is used."""
 import inspect
 import pydoc
 import rlcompleter

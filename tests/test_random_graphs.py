@@ -1,13 +1,18 @@
-"""Random functional graphs of up to 40 layers: our counts against two independent witnesses, call by call.
+"""Random functional graphs of up to 40 layers: our counts against two independent witnesses, call
+by call.
 
-XLA's lowered analysis and PyTorch's counter look at each graph in processes of their own (fashion_nb.oracles). Where a witness counts otherwise
-by a rule of its own, the rule is in `oracles.RULES` and must account for the difference exactly. 1,000 graphs in every run, 10,000 with --slow.
-The environment variable FASHION_NB_SEED moves on to other graphs; a failure names the seeds of `random_model` that failed.
+XLA's lowered analysis and PyTorch's counter look at each graph in processes of their own
+(fashion_nb.oracles). Where a witness counts otherwise
+by a rule of its own, the rule is in `oracles.RULES` and must account for the difference exactly.
+1,000 graphs in every run, 10,000 with --slow.
+The environment variable FASHION_NB_SEED moves on to other graphs; a failure names the seeds of
+`random_model` that failed.
 """
 import os
 import random
 
 import pytest
+from random_models import KINDS, random_model
 
 from fashion_nb.analysis import handlers as handlers_room
 from fashion_nb.analysis import terms as terms_room
@@ -17,9 +22,9 @@ from fashion_nb.checks.differences import SKIPS, explained
 from fashion_nb.checks.keras_flops import OracleError
 from fashion_nb.checks.rebuild import WitnessCount
 from fashion_nb.checks.workers import witness_macs
-from random_models import KINDS, random_model
 
-# Keras 3.15 on PyTorch fails on tensors without contents for these: they would leave one witness alone.
+# Keras 3.15 on PyTorch fails on tensors without contents for these: they would leave one witness
+# alone.
 NOT_ON_TORCH = ("UpSampling1D", "UpSampling2D", "UpSampling3D", "RepeatVector", "AveragePooling3D")
 BLOCK = 125
 START = 10_000 * int(os.environ.get("FASHION_NB_SEED", "0"))  # the first seed
@@ -42,10 +47,13 @@ def by_call(answer, names):
 
 
 def rules_for(witness, call):
-    "What a witness's own rules say about a call; taps on padding are skipped on both sides when XLA is heard."
+    """What a witness's own rules say about a call; taps on padding are skipped on both sides when
+    XLA is heard."""
     if witness == "torch":
         return explained("torch", call)
-    return explained("xla, padding skipped", call) + [rule for rule in explained("xla", call) if rule[0] != SKIPS]
+    return explained("xla, padding skipped", call) + [
+        rule for rule in explained("xla", call) if rule[0] != SKIPS
+    ]
 
 
 def unexplained(model, heard):
@@ -68,11 +76,16 @@ def unexplained(model, heard):
 
 
 def check_block(first, count=BLOCK):
-    "Build graphs for `count` seeds, hear both witnesses on all of them, and name every seed with a difference."
+    """Build graphs for `count` seeds, hear both witnesses on all of them, and name every seed with
+    a difference."""
     seeds = range(START + first, START + first + count)
     models = [random_model(seed, layers=layers_of(seed), without=NOT_ON_TORCH) for seed in seeds]
     answers = witness_macs(models)
-    wrong = {seed: found for seed, model, heard in zip(seeds, models, answers) if (found := unexplained(model, heard))}
+    wrong = {
+        seed: found
+        for seed, model, heard in zip(seeds, models, answers)
+        if (found := unexplained(model, heard))
+    }
     assert not wrong, wrong
     for model in models:
         assert model_cost(model, strict=True).total.params == model.count_params()
@@ -88,7 +101,10 @@ def both_witnesses():
 @pytest.mark.parametrize("block", range(1000 // BLOCK))
 def test_thousand_graphs(block):
     models = check_block(block * BLOCK)
-    assert max(len(model.layers) for model in models) > 25 and len({layer for model in models for layer in map(type, model.layers)}) > 30
+    assert (
+        max(len(model.layers) for model in models) > 25
+        and len({layer for model in models for layer in map(type, model.layers)}) > 30
+    )
 
 
 @pytest.mark.slow
@@ -99,9 +115,12 @@ def test_ten_thousand_graphs(block):
 
 def test_a_wrong_count_is_found(monkeypatch):
     "The comparison itself can fail: one MAC too many in one layer is named."
-    import fashion_nb.arithmetic as arithmetic
 
-    model = next(m for m in (random_model(seed, 8, without=NOT_ON_TORCH) for seed in range(50)) if any(type(x).__name__ == "Conv2D" for x in m.layers))
+    model = next(
+        m
+        for m in (random_model(seed, 8, without=NOT_ON_TORCH) for seed in range(50))
+        if any(type(x).__name__ == "Conv2D" for x in m.layers)
+    )
     (heard,) = witness_macs([model])
     assert unexplained(model, heard) == []
     right = handlers_room.HANDLERS["Conv2D"]
@@ -112,7 +131,9 @@ def test_a_wrong_count_is_found(monkeypatch):
 
     monkeypatch.setitem(handlers_room.HANDLERS, "Conv2D", wrong)
     found = unexplained(model, heard)
-    assert {witness for witness, *_ in found} == {"xla", "torch"} and all(kind == "Conv2D" for _, _, kind, *_ in found)
+    assert {witness for witness, *_ in found} == {"xla", "torch"} and all(
+        kind == "Conv2D" for _, _, kind, *_ in found
+    )
 
 
 def test_kinds_left_out_are_named():

@@ -1,4 +1,5 @@
-"""The generator of random models: valid, varied, repeatable, and true to what it is told to leave out."""
+"""The generator of random models: valid, varied, repeatable, and true to what it is told to leave
+out."""
 import json
 import random
 import warnings
@@ -7,13 +8,28 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, find, given, settings
-from random_models import IMAGE_KINDS, KINDS, LARGEST, MERGES, SLOW_KINDS, STRUCTURES, TRAITS, models, random_model
+from random_models import (
+    IMAGE_KINDS,
+    KINDS,
+    LARGEST,
+    MERGES,
+    SLOW_KINDS,
+    STRUCTURES,
+    TRAITS,
+    models,
+    random_model,
+)
 
 from fashion_nb.analysis.graph import model_graph
 from fashion_nb.analysis.memory import model_tensors, peak_of
 from fashion_nb.analysis.schedule import schedule_model
 
-SOME = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+SOME = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 
 def traits_of(call):
@@ -35,7 +51,10 @@ def traits_of(call):
         found.add("biased" if config["use_bias"] else "unbiased")
     if config.get("activation", "linear") != "linear" and call.kind != "Activation":
         found.add("activated")
-    if any(len(set(np.atleast_1d(config.get(key) or 1))) > 1 for key in ("kernel_size", "strides", "pool_size", "dilation_rate")):
+    if any(
+        len(set(np.atleast_1d(config.get(key) or 1))) > 1
+        for key in ("kernel_size", "strides", "pool_size", "dilation_rate")
+    ):
         found.add("uneven")
     return found
 
@@ -66,10 +85,19 @@ def test_every_kind_and_every_trait_occurs_in_200_models(two_hundred):
 def test_shapes_sizes_inputs_and_outputs_vary_within_their_bounds(two_hundred):
     for seed, (model, graph) in enumerate(two_hundred):
         assert 1 <= len(graph.calls) <= 1 + seed % 40
-        assert all(min(tensor.shape) >= 1 and tensor.elements <= 2 * LARGEST for call in graph.calls for tensor in call.outputs)
-        assert set(range(-len(graph.inputs), 0)) <= {tensor.producer for call in graph.calls for tensor in call.inputs}  # each input is read
+        assert all(
+            min(tensor.shape) >= 1 and tensor.elements <= 2 * LARGEST
+            for call in graph.calls
+            for tensor in call.outputs
+        )
+        # each input is read
+        assert set(range(-len(graph.inputs), 0)) <= {
+            tensor.producer for call in graph.calls for tensor in call.inputs
+        }
     graphs = [graph for _, graph in two_hundred]
-    assert {len(graph.inputs) for graph in graphs} >= {1, 2, 3} and len({len(graph.outputs) for graph in graphs}) >= 3
+    assert {len(graph.inputs) for graph in graphs} >= {1, 2, 3} and len(
+        {len(graph.outputs) for graph in graphs}
+    ) >= 3
     assert {len(tensor.shape) for graph in graphs for tensor in graph.inputs} == {2, 3, 4, 5}
     assert np.mean([len(graph.calls) / (1 + seed % 40) for seed, graph in enumerate(graphs)]) > 0.95
 
@@ -79,7 +107,10 @@ def test_the_same_seed_gives_the_same_model_and_json_gives_it_back(two_hundred):
         written = model.to_json()
         assert random_model(random.Random(seed), 1 + seed % 40).to_json() == written
         assert json.loads(keras.models.model_from_json(written).to_json()) == json.loads(written)
-        assert all(item["module"].startswith("keras") for item in json.loads(written)["config"]["layers"])  # nothing of our own
+        # nothing of our own
+        assert all(
+            item["module"].startswith("keras") for item in json.loads(written)["config"]["layers"]
+        )
     assert len({model.to_json() for model, _ in two_hundred}) == 200
 
 
@@ -89,7 +120,9 @@ def test_models_run_and_give_the_shapes_that_they_promise(two_hundred):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a softmax over one number
             outputs = model(inputs if len(inputs) > 1 else inputs[0])
-        assert [tuple(one.shape[1:]) for one in keras.tree.flatten(outputs)] == [tensor.shape[1:] for tensor in graph.outputs]
+        assert [tuple(one.shape[1:]) for one in keras.tree.flatten(outputs)] == [
+            tensor.shape[1:] for tensor in graph.outputs
+        ]
 
 
 def test_slow_kinds_come_when_they_are_asked_for():
@@ -101,10 +134,22 @@ def test_slow_kinds_come_when_they_are_asked_for():
     assert {getattr(keras.layers, kind).__name__ for kind in SLOW_KINDS} <= found
 
 
-@pytest.mark.parametrize("left_out", [
-    {"strided", "dilated"}, {"grouped", "multiplied", "uneven"}, {"transposed_valid", "causal"}, {"valid"}, {"same"}, {"unbiased", "activated"},
-    {"biased"}, {"Conv2DTranspose", "DepthwiseConv2D", "Dense"}, {"shared", "nested", "ops", "leaf"}, set(MERGES),
-], ids=lambda left_out: "-".join(sorted(left_out)))
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        {"strided", "dilated"},
+        {"grouped", "multiplied", "uneven"},
+        {"transposed_valid", "causal"},
+        {"valid"},
+        {"same"},
+        {"unbiased", "activated"},
+        {"biased"},
+        {"Conv2DTranspose", "DepthwiseConv2D", "Dense"},
+        {"shared", "nested", "ops", "leaf"},
+        set(MERGES),
+    ],
+    ids=lambda left_out: "-".join(sorted(left_out)),
+)
 def test_what_is_left_out_does_not_occur(left_out):
     for seed in range(8):
         model = random_model(seed, 25, without=left_out)
@@ -130,13 +175,20 @@ def test_an_unknown_kind_is_refused():
 def test_the_best_order_of_a_random_model_is_proved(model):
     graph = model_graph(model)
     for in_place in (False, True):
-        tensors, schedule = model_tensors(graph, in_place=in_place), schedule_model(graph, in_place=in_place)
-        assert schedule.exact and peak_of(schedule.order, **tensors) == schedule.peak <= peak_of(range(len(graph.calls)), **tensors)
+        tensors, schedule = model_tensors(graph, in_place=in_place), schedule_model(
+            graph, in_place=in_place
+        )
+        assert schedule.exact and peak_of(schedule.order, **tensors) == schedule.peak <= peak_of(
+            range(len(graph.calls)), **tensors
+        )
 
 
 def test_a_failure_shrinks_to_a_small_model():
-    smallest = find(models(kinds={"Conv2D", "Add"}), lambda model: any(layer.name.startswith("Add") for layer in model.layers),
-                    settings=settings(max_examples=200, deadline=None, derandomize=True))
+    smallest = find(
+        models(kinds={"Conv2D", "Add"}),
+        lambda model: any(layer.name.startswith("Add") for layer in model.layers),
+        settings=settings(max_examples=200, deadline=None, derandomize=True),
+    )
     assert len(model_graph(smallest).calls) <= 5
 
 

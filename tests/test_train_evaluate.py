@@ -1,4 +1,5 @@
-"""Faults of runs and of evaluation that do not belong into a chapter: broken folders, models for something else, bad metrics."""
+"""Faults of runs and of evaluation that do not belong into a chapter: broken folders, models for
+something else, bad metrics."""
 import dataclasses
 import errno
 import io
@@ -11,26 +12,25 @@ import sys
 import warnings
 from pathlib import Path
 
+import fashion_nb.runs as runs_module
 import numpy as np
 import pytest
 from small_runs import leftovers, made_data
 
-from fashion_nb.training import checkpoints as checkpoints_room
-from fashion_nb.training import machine as machine_room
-from fashion_nb.training import loop as loop_room
-from fashion_nb.training import learner as learner_room
-import fashion_nb.runs as runs_module
-import fashion_nb.train as train_module
 from fashion_nb.data.idx import DataError
-from fashion_nb.evaluation.metrics import EvaluateError, wilson_interval
-from fashion_nb.evaluation.scores import Evaluation, load_evaluation, score
 from fashion_nb.evaluation.evaluation import evaluate
+from fashion_nb.evaluation.metrics import EvaluateError, wilson_interval
 from fashion_nb.evaluation.plots import plot_mistakes
+from fashion_nb.evaluation.scores import Evaluation, load_evaluation, score
+from fashion_nb.training import checkpoints as checkpoints_room
+from fashion_nb.training import learner as learner_room
+from fashion_nb.training import loop as loop_room
+from fashion_nb.training import machine as machine_room
 from fashion_nb.training.checkpoints import LOG_COLUMNS
-from fashion_nb.training.runs import load_run
 from fashion_nb.training.config import TrainConfig
-from fashion_nb.training.schedules import TrainError
 from fashion_nb.training.loop import train
+from fashion_nb.training.runs import load_run
+from fashion_nb.training.schedules import TrainError
 
 SMALL = TrainConfig(epochs=1, batch_size=32, validation_size=40)
 
@@ -77,8 +77,14 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(data, tmp_path):
 
 def test_the_default_folder_is_named_after_the_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {loop_room.run_folder(config, None) for config in (SMALL, SMALL, dataclasses.replace(SMALL, epochs=2))}
-    assert folders == {Path("runs") / f"stride_2-seed0-{dataclasses.replace(SMALL, epochs=epochs).identity}" for epochs in (1, 2)}
+    folders = {
+        loop_room.run_folder(config, None)
+        for config in (SMALL, SMALL, dataclasses.replace(SMALL, epochs=2))
+    }
+    assert folders == {
+        Path("runs") / f"stride_2-seed0-{dataclasses.replace(SMALL, epochs=epochs).identity}"
+        for epochs in (1, 2)
+    }
 
 
 def test_runs_may_be_a_file(tmp_path, monkeypatch, data):
@@ -126,8 +132,14 @@ def test_the_bar_shows_on_a_terminal_only(monkeypatch, is_terminal):
 
 def test_without_tensorboard_the_record_says_so(tmp_path, monkeypatch):
     find_spec = runs_module.util.find_spec
-    monkeypatch.setattr(runs_module.util, "find_spec", lambda name: None if name == "tensorboard" else find_spec(name))
-    assert checkpoints_room.tensorboard_log(tmp_path, []).startswith("not written: tensorboard not installed")
+    monkeypatch.setattr(
+        runs_module.util,
+        "find_spec",
+        lambda name: None if name == "tensorboard" else find_spec(name),
+    )
+    assert checkpoints_room.tensorboard_log(tmp_path, []).startswith(
+        "not written: tensorboard not installed"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,9 +150,9 @@ def test_without_git_there_is_no_commit(monkeypatch):
 
 def test_importing_costs_nothing():
     code = (
-        "import sys, fashion_nb.train, fashion_nb.evaluate\n"
-        "heavy = {'keras', 'tensorflow', 'jax', 'sklearn', 'pandas', 'matplotlib', 'seaborn', 'tqdm'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import sys, fashion_nb.train, fashion_nb.evaluate\nheavy = {'keras', 'tensorflow', 'jax',"
+        " 'sklearn', 'pandas', 'matplotlib', 'seaborn', 'tqdm'} & set(sys.modules)\nassert not"
+        " heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -157,7 +169,14 @@ def test_broken_json_in_a_run(run_folder, name, damage):
     if damage == "folder":
         path.mkdir()
     elif damage != "missing":
-        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "binary": b"\xff\xfe\x00", "list": b"[1]"}[damage])
+        path.write_bytes(
+            {
+                "cut": content[: len(content) // 2],
+                "empty": b"",
+                "binary": b"\xff\xfe\x00",
+                "list": b"[1]",
+            }[damage]
+        )
     with pytest.raises(TrainError, match=name.split(".")[0]):
         load_run(run_folder)
 
@@ -170,7 +189,17 @@ def test_config_of_another_package(run_folder, values):
         load_run(run_folder)
 
 
-@pytest.mark.parametrize("content", ["", "epoch,loss\n1,0.5\n", "HEADER\n1,0.5,0.8\n", "HEADER\n1,a,b,c,d,e\n", "HEADER\n1,1,1,1,1,1,1,1\n", "\0"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "epoch,loss\n1,0.5\n",
+        "HEADER\n1,0.5,0.8\n",
+        "HEADER\n1,a,b,c,d,e\n",
+        "HEADER\n1,1,1,1,1,1,1,1\n",
+        "\0",
+    ],
+)
 def test_damaged_log(run_folder, content):
     (run_folder / "log.csv").write_text(content.replace("HEADER", ",".join(LOG_COLUMNS)))
     with pytest.raises(TrainError, match=r"log\.csv"):
@@ -182,7 +211,8 @@ def test_a_run_without_a_log_yet(run_folder):
     run = load_run(run_folder)
     assert len(run.history) == 0 and tuple(run.history.columns) == LOG_COLUMNS
     assert "0 of 1" in run._repr_html_()
-    (run_folder / "log.csv").write_text(",".join(LOG_COLUMNS) + "\n")  # the first epoch is under way
+    # the first epoch is under way
+    (run_folder / "log.csv").write_text(",".join(LOG_COLUMNS) + "\n")
     assert len(load_run(run_folder).history) == 0
 
 
@@ -253,14 +283,20 @@ def test_not_a_model(tmp_path, data):
 def network(shape=(28, 28, 1), units=10, activation="softmax"):
     import keras
 
-    return keras.Sequential([keras.layers.Input(shape), keras.layers.Flatten(), keras.layers.Dense(units, activation=activation)])
+    return keras.Sequential([
+        keras.layers.Input(shape),
+        keras.layers.Flatten(),
+        keras.layers.Dense(units, activation=activation),
+    ])
 
 
 def two_inputs():
     import keras
 
     one, two = keras.Input((28, 28, 1)), keras.Input((28, 28, 1))
-    answer = keras.layers.Dense(10, activation="softmax")(keras.layers.Flatten()(keras.layers.Add()([one, two])))
+    answer = keras.layers.Dense(10, activation="softmax")(
+        keras.layers.Flatten()(keras.layers.Add()([one, two]))
+    )
     return keras.Model([one, two], answer)
 
 
@@ -300,7 +336,9 @@ def test_a_class_that_is_never_predicted_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lazy = score(labels, np.eye(10)[np.zeros(10, int)])
-    assert lazy.right == 1 and lazy.per_class.precision["Bag"] == 0 and lazy.per_class.f1["Bag"] == 0
+    assert (
+        lazy.right == 1 and lazy.per_class.precision["Bag"] == 0 and lazy.per_class.f1["Bag"] == 0
+    )
     assert json.loads(lazy.to_json())["per_class"]["Bag"]["precision"] == 0
 
 
@@ -312,7 +350,9 @@ def test_all_wrong_and_all_right():
     assert len(plot_mistakes(right, np.zeros((30, 28, 28, 1)))) == 0
 
 
-@pytest.mark.parametrize("arguments", [(-1, 10), (11, 10), (0, 0), (1, 10, 0), (1, 10, 1), (1, 10, 1.5), (math.nan, 10)])
+@pytest.mark.parametrize(
+    "arguments", [(-1, 10), (11, 10), (0, 0), (1, 10, 0), (1, 10, 1), (1, 10, 1.5), (math.nan, 10)]
+)
 def test_impossible_intervals(arguments):
     with pytest.raises(EvaluateError, match="no interval"):
         wilson_interval(*arguments)
@@ -323,7 +363,9 @@ def test_saved_and_read_back(evaluation, tmp_path):
     assert back.to_json() == evaluation.to_json() and back.to_text() == evaluation.to_text()
     assert back.probabilities.dtype == np.float32 and back.details == evaluation.details
     again = score(back.labels, back.probabilities, back.model, back.details)
-    assert again.confusion.tolist() == evaluation.confusion.tolist() and again.per_class.equals(evaluation.per_class)
+    assert again.confusion.tolist() == evaluation.confusion.tolist() and again.per_class.equals(
+        evaluation.per_class
+    )
     (tmp_path / "new" / "folder" / "probabilities.npz").unlink()
     assert load_evaluation(tmp_path / "new" / "folder").probabilities is None
     assert leftovers(tmp_path) == []
@@ -336,7 +378,9 @@ def test_metrics_cut_anywhere_are_refused(evaluation):
             Evaluation.from_json(text[:end])
 
 
-@pytest.mark.parametrize("name", ["model", "images", "right", "per_class", "averages", "confusion", "details"])
+@pytest.mark.parametrize(
+    "name", ["model", "images", "right", "per_class", "averages", "confusion", "details"]
+)
 @pytest.mark.parametrize("value", [None, [], {}, "x", -1])
 def test_metrics_with_a_wrong_value_are_refused(evaluation, name, value):
     values = json.loads(evaluation.to_json())

@@ -1,4 +1,5 @@
-"""Trainings that are killed, starved, disturbed and damaged: the result is the same to the last bit, or a clear message."""
+"""Trainings that are killed, starved, disturbed and damaged: the result is the same to the last
+bit, or a clear message."""
 import dataclasses
 import json
 import os
@@ -13,24 +14,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import fashion_nb.train as train_module
 import numpy as np
 import pytest
 from small_runs import CTRL_C, Nursery, assert_same_run, leftovers, made_data
 
 from fashion_nb.training import learner as learner_room
-import fashion_nb.train as train_module
 from fashion_nb.training.checkpoints import (
     checkpoint_path,
     latest_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
-from fashion_nb.training.runs import list_runs, load_run, save_model
 from fashion_nb.training.config import TrainConfig
-from fashion_nb.training.schedules import TrainError
 from fashion_nb.training.loop import resume, train
+from fashion_nb.training.runs import list_runs, load_run, save_model
+from fashion_nb.training.schedules import TrainError
 
-CONFIG = TrainConfig(  # dropout, augmentation that draws all kinds of numbers, an average of weights: much that could be forgotten
+# dropout, augmentation that draws all kinds of numbers, an average of weights: much that could be
+# forgotten
+CONFIG = TrainConfig(
     model="mnist_classifier_32p_64p", epochs=4, batch_size=20, optimizer="adamw", learning_rate=0.001, weight_decay=0.01,
     augmentation="shift=2+flip+erase=0.5+mixup", average=0.9, label_smoothing=0.1, warmup_epochs=0.5, validation_size=40, seed=3,
 )  # fmt: skip
@@ -72,7 +75,8 @@ def fake_undisturbed(fakes, tmp_path_factory):
 
 @pytest.fixture
 def cut_off(undisturbed, tmp_path):
-    "A copy of the real run as if it had been killed before the end; the last checkpoint is that of epoch 4."
+    """A copy of the real run as if it had been killed before the end; the last checkpoint is that
+    of epoch 4."""
     folder = shutil.copytree(undisturbed[0], tmp_path / "run")
     (folder / "model.keras").unlink()
     record = json.loads((folder / "record.json").read_text())
@@ -81,14 +85,17 @@ def cut_off(undisturbed, tmp_path):
 
 
 def content(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 # Kills
 
 
 def kill_until_finished(nursery, config, folder, orders):
-    "Train in one folder, each time with the next order, until a child is left to finish; returns the kills."
+    """Train in one folder, each time with the next order, until a child is left to finish; returns
+    the kills."""
     kills = 0
     for order in orders:
         answer = nursery(config, folder, **order)
@@ -107,7 +114,10 @@ def test_three_kills(nursery, undisturbed, tmp_path):
     in_epoch_2 = [k for k, what in enumerate(seen, 1) if what.endswith("of epoch 2")]
     orders = [{"at": in_epoch_2[0], "deed": "kill"}]  # training on the second epoch
     orders.append({"after": undisturbed[1]["seconds"] / 4})  # somewhere in the start
-    orders.append({"at": 1 + next(k for k, what in enumerate(seen) if what.startswith("write epoch")), "deed": "half"})
+    orders.append({
+        "at": 1 + next(k for k, what in enumerate(seen) if what.startswith("write epoch")),
+        "deed": "half",
+    })
     assert kill_until_finished(nursery, CONFIG, tmp_path / "run", [*orders, {}]) == 3
     assert_same_run(tmp_path / "run", undisturbed[0])
     assert len(load_run(tmp_path / "run").record["sessions"]) >= 3
@@ -121,7 +131,10 @@ def test_fifty_kills_at_random_moments(nursery, undisturbed, tmp_path):
     def orders():
         while kills_before + len(given) < 50:
             by_time = {"after": float(random.uniform(0, seconds))}
-            by_event = {"at": int(random.integers(1, events + 1)), "deed": str(random.choice(["half", "before", "after"]))}
+            by_event = {
+                "at": int(random.integers(1, events + 1)),
+                "deed": str(random.choice(["half", "before", "after"])),
+            }
             given.append(by_time if random.random() < 0.6 else by_event)
             yield given[-1]
         yield {}
@@ -141,10 +154,22 @@ def test_kills_of_whole_processes(undisturbed, tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1])\nfrom small_runs import *\n"
         "train(TrainConfig.from_json(sys.argv[2]), sys.argv[3], made_data(), progress=False)"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), CONFIG.to_json(), str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(Path(__file__).parent),
+        CONFIG.to_json(),
+        str(tmp_path / "run"),
+    ]
     environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
     start = time.monotonic()
-    subprocess.run([*command[:-1], str(tmp_path / "whole")], check=True, env=environment, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [*command[:-1], str(tmp_path / "whole")],
+        check=True,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
     seconds, kills = time.monotonic() - start, 0
     for _ in range(4):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -159,7 +184,14 @@ def test_kills_of_whole_processes(undisturbed, tmp_path):
     assert_same_run(tmp_path / "run", undisturbed[0])
 
 
-@pytest.mark.parametrize("deed", ["half", pytest.param("before", marks=pytest.mark.slow), pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "half",
+        pytest.param("before", marks=pytest.mark.slow),
+        pytest.param("after", marks=pytest.mark.slow),
+    ],
+)
 def test_a_kill_at_each_write(fakes, fake_undisturbed, tmp_path, deed):
     "Every file of a run, cut in the middle, or killed just before or after it takes its place."
     folder, answer = fake_undisturbed
@@ -177,7 +209,13 @@ def test_a_kill_at_each_write(fakes, fake_undisturbed, tmp_path, deed):
 def test_a_kill_after_a_kill(fakes, fake_undisturbed, tmp_path):
     random, total = np.random.default_rng(7), len(fake_undisturbed[1]["seen"])
     for number in range(5):
-        orders = [{"at": int(random.integers(1, total)), "deed": str(random.choice(["half", "before", "after"]))} for _ in range(8)]
+        orders = [
+            {
+                "at": int(random.integers(1, total)),
+                "deed": str(random.choice(["half", "before", "after"])),
+            }
+            for _ in range(8)
+        ]
         kill_until_finished(fakes, CHEAP, tmp_path / str(number), [*orders, {}])
         assert_same_run(tmp_path / str(number), fake_undisturbed[0])
 
@@ -186,21 +224,26 @@ def test_a_finished_run_is_returned_as_it_is(fakes, fake_undisturbed, tmp_path):
     folder = shutil.copytree(fake_undisturbed[0], tmp_path / "run")
     before = content(folder)
     assert fakes(CHEAP, folder)["seen"] == [] and content(folder) == before
-    assert train(CHEAP, folder, progress=False).status == "finished"  # without data, without a device
+    # without data, without a device
+    assert train(CHEAP, folder, progress=False).status == "finished"
 
 
 def test_the_folder_of_another_run_is_refused(fakes, fake_undisturbed, tmp_path):
     folder = shutil.copytree(fake_undisturbed[0], tmp_path / "run")
     before = content(folder)
     answer = fakes(dataclasses.replace(CHEAP, seed=9, epochs=5), folder)
-    assert "holds a run of other settings (epochs 4, not 5; seed 0, not 9)".replace("; ", ", ") in answer["error"].replace("; ", ", ")
+    assert "holds a run of other settings (epochs 4, not 5; seed 0, not 9)".replace(
+        "; ", ", "
+    ) in answer["error"].replace("; ", ", ")
     assert content(folder) == before
 
 
 def test_other_images_are_refused(fakes, fake_undisturbed, tmp_path):
     folder = tmp_path / "run"
     assert fakes(CHEAP, folder, at=20, deed="half")["error"] == "killed"
-    kept = {name: value for name, value in content(folder).items() if name.parts[0] == "checkpoints"}
+    kept = {
+        name: value for name, value in content(folder).items() if name.parts[0] == "checkpoints"
+    }
     assert "begun on other training images" in fakes(CHEAP, folder, images=250)["error"]
     assert kept.items() <= content(folder).items()
     assert fakes(CHEAP, folder)["error"] is None
@@ -247,11 +290,19 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", [name if name == "flipped" else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGES])
+@pytest.mark.parametrize(
+    "damage",
+    [name if name == "flipped" else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGES],
+)
 def test_a_damaged_checkpoint(cut_off, undisturbed, damage):
     "The one before is used, and it says so; what comes out is the same."
     DAMAGES[damage](checkpoint_path(cut_off, 4))
-    with pytest.warns(UserWarning, match=r"^epoch-0004\.npz is passed over, for the one before it or the start: the checkpoint"):
+    with pytest.warns(
+        UserWarning,
+        match=(
+            r"^epoch-0004\.npz is passed over, for the one before it or the start: the checkpoint"
+        ),
+    ):
         run = train(CONFIG, cut_off, made_data(), progress=False)
     assert len(run.record["sessions"]) == 2
     assert_same_run(run.folder, undisturbed[0])
@@ -269,11 +320,19 @@ def test_all_checkpoints_damaged(cut_off, undisturbed):
 
 @pytest.fixture
 def two_checkpoints(tmp_path):
-    row = {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5, "seconds": 1.0}
-    arrays = {"net/000": np.arange(6.0), "net/001": np.eye(2, dtype=np.float32), "optimizer/000": np.array(7), "averaged/000": np.ones(3)}
+    row = {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5,
+        "seconds": 1.0}
+    arrays = {
+        "net/000": np.arange(6.0),
+        "net/001": np.eye(2, dtype=np.float32),
+        "optimizer/000": np.array(7),
+        "averaged/000": np.ones(3),
+    }
     history = [row, row | {"epoch": 2}]
     write_checkpoint(tmp_path, arrays, history[:1])
-    return tmp_path, write_checkpoint(tmp_path, {name: array + 1 for name, array in arrays.items()}, history)
+    return tmp_path, write_checkpoint(
+        tmp_path, {name: array + 1 for name, array in arrays.items()}, history
+    )
 
 
 @pytest.mark.filterwarnings("ignore:epoch-0002.npz is passed over")
@@ -290,7 +349,10 @@ def test_each_flipped_bit_is_found_or_harmless(two_checkpoints, step):
         arrays, history = latest_checkpoint(folder)
         expected, _ = sound[len(history)]
         assert arrays.keys() == expected.keys(), bit
-        assert all(np.array_equal(arrays[name], value) and arrays[name].dtype == value.dtype for name, value in expected.items()), bit
+        assert all(
+            np.array_equal(arrays[name], value) and arrays[name].dtype == value.dtype
+            for name, value in expected.items()
+        ), bit
         outcomes.add(len(history))
     assert outcomes == {1, 2}  # some bits of a zip file mean nothing to a reader
 
@@ -320,15 +382,24 @@ def test_the_second_process_is_refused(fakes, tmp_path):
         first = pool.submit(fakes, CHEAP, folder, pause=60, after=30)
         wait_for(folder / "log.csv")
         process, before = int((folder / "process").read_text()), content(folder)
-        with pytest.raises(TrainError, match=rf"run is in use by process {process}: wait for it, stop it, or name another folder"):
+        with pytest.raises(
+            TrainError,
+            match=(
+                rf"run is in use by process {process}: wait for it, stop it, or name another folder"
+            ),
+        ):
             train(CHEAP, folder, made_data(), progress=False)
         with pytest.raises(TrainError, match=rf"in use by process {process}"):
             resume(folder, made_data(), progress=False)
-        assert load_run(folder).status == "running" and [run.status for run in list_runs(tmp_path)] == ["running"]
+        assert load_run(folder).status == "running" and [
+            run.status for run in list_runs(tmp_path)
+        ] == ["running"]
         assert content(folder) == before
         os.kill(process, signal.SIGKILL)
         assert first.result()["pid"] == process
-    assert load_run(folder).record["status"] == "running" and load_run(folder).status == "interrupted"
+    assert (
+        load_run(folder).record["status"] == "running" and load_run(folder).status == "interrupted"
+    )
     assert fakes(CHEAP, folder)["error"] is None
 
 
@@ -337,11 +408,16 @@ def test_many_processes_at_once(fakes, fake_undisturbed, tmp_path):
     for number in range(4):
         order = {"config": CHEAP, "folder": tmp_path / str(number), "pause": 0.01}
         answers = fakes.many(*[order] * 8)
-        trained = [one["pid"] for one in answers if any(what.startswith("batch") for what in one["seen"])]
+        trained = [
+            one["pid"] for one in answers if any(what.startswith("batch") for what in one["seen"])
+        ]
         assert len(trained) == 1
         refused = [one["error"] for one in answers if one["error"]]
-        someone = "|".join(str(one["pid"]) for one in answers)  # mostly the one that trains; or one that just saw that it is done
-        assert [error for error in refused if not re.search(rf"in use by process ({someone}):", error)] == []
+        # mostly the one that trains; or one that just saw that it is done
+        someone = "|".join(str(one["pid"]) for one in answers)
+        assert [
+            error for error in refused if not re.search(rf"in use by process ({someone}):", error)
+        ] == []
         assert_same_run(tmp_path / str(number), fake_undisturbed[0])
 
 
@@ -356,13 +432,24 @@ def test_the_disk_is_full_at_each_write(fakes, fake_undisturbed, tmp_path, deed)
     answers = fakes.many(*({**order, "folder": tmp_path / str(at), "at": at} for at in writes))
     for at, answer in zip(writes, answers):
         name, folder = seen[at - 1].split()[1], tmp_path / str(at)
-        assert answer["error"].startswith("TrainError") and f"{name} could not be written (No space left on device): make room" in answer["error"]
+        assert (
+            answer["error"].startswith("TrainError")
+            and f"{name} could not be written (No space left on device): make room" in answer[
+                "error"
+            ]
+        )
         assert leftovers(folder) == []
         if (folder / "record.json").exists():
             run = load_run(folder)
-            assert run.status == ("failed" if deed == "full once" and at < len(seen) else "interrupted")
-            finished = [int(what[12:16]) for what in seen[: at - 1] if what.startswith("write epoch")]
-            assert (len(latest_checkpoint(folder)[1]) if finished else latest_checkpoint(folder)) == (max(finished) if finished else None)
+            assert run.status == (
+                "failed" if deed == "full once" and at < len(seen) else "interrupted"
+            )
+            finished = [
+                int(what[12:16]) for what in seen[: at - 1] if what.startswith("write epoch")
+            ]
+            assert (
+                len(latest_checkpoint(folder)[1]) if finished else latest_checkpoint(folder)
+            ) == (max(finished) if finished else None)
     ended = fakes.many(*({"config": CHEAP, "folder": tmp_path / str(at)} for at in writes))
     assert [one["error"] for one in ended] == [None] * len(writes)
     for at in writes:
@@ -373,7 +460,9 @@ def test_the_disk_is_full_at_each_write(fakes, fake_undisturbed, tmp_path, deed)
 def small_disk(folder, size):
     "A file system of its own; only root may make one."
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("only root can mount a small file system")
     try:
         yield folder
@@ -381,15 +470,28 @@ def small_disk(folder, size):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.skipif(
+    not shutil.which("mount") or os.geteuid() != 0, reason="only root can mount a small file system"
+)
 def test_a_disk_that_is_really_full(fakes, tmp_path):
     assert fakes(CHEAP, tmp_path / "whole", size=20_000)["error"] is None
     with small_disk(tmp_path / "disk", "400k") as disk:  # two checkpoints of 160 kB, no third
         answer = fakes(CHEAP, disk / "run", size=20_000)
-        assert "epoch-0003.npz could not be written (No space left on device): make room" in answer["error"]
+        assert (
+            "epoch-0003.npz could not be written (No space left on device): make room" in answer[
+                "error"
+            ]
+        )
         run = load_run(disk / "run")
-        assert run.status == "failed" and "No space left" in run.record["reason"] and list(run.checkpoints) == [1, 2]
-        assert len(latest_checkpoint(run.folder)[1]) == len(run.history) == 2 and leftovers(run.folder) == []
+        assert (
+            run.status == "failed"
+            and "No space left" in run.record["reason"]
+            and list(run.checkpoints) == [1, 2]
+        )
+        assert (
+            len(latest_checkpoint(run.folder)[1]) == len(run.history) == 2
+            and leftovers(run.folder) == []
+        )
         assert "No space left" in fakes(CHEAP, disk / "run", size=20_000)["error"]  # still full
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         assert fakes(CHEAP, disk / "run", size=20_000)["error"] is None
@@ -408,10 +510,20 @@ def file_size_limit(size):
 
 
 def test_the_disk_is_full_when_keras_saves(cut_off, undisturbed):
-    with file_size_limit(200_000), pytest.raises(TrainError, match=r"model\.keras could not be written .*: make room, or use another folder; earlier files are intact"):
+    with file_size_limit(200_000), pytest.raises(
+        TrainError,
+        match=(
+            r"model\.keras could not be written .*: make room, or use another folder; earlier files"
+            r" are intact"
+        ),
+    ):
         train(CONFIG, cut_off, made_data(), progress=False)
     run = load_run(cut_off)
-    assert run.status == "failed" and "could not be written" in run.record["reason"] and leftovers(cut_off) == []
+    assert (
+        run.status == "failed"
+        and "could not be written" in run.record["reason"]
+        and leftovers(cut_off) == []
+    )
     train(CONFIG, cut_off, made_data(), progress=False)
     assert_same_run(cut_off, undisturbed[0])
 
@@ -435,9 +547,22 @@ def test_a_folder_that_may_not_be_written(fakes, tmp_path):
 
 
 def test_a_learning_rate_that_is_far_too_high(tmp_path):
-    config = TrainConfig(epochs=2, batch_size=20, optimizer="sgd", learning_rate=10, schedule="constant", validation_size=40)
+    config = TrainConfig(
+        epochs=2,
+        batch_size=20,
+        optimizer="sgd",
+        learning_rate=10,
+        schedule="constant",
+        validation_size=40,
+    )
     for _ in range(2):  # going on does not help, and says the same
-        with pytest.raises(TrainError, match=r"loss .*epoch \d.* is (nan|inf), expected a finite number: .* below 10, for instance 1$"):
+        with pytest.raises(
+            TrainError,
+            match=(
+                r"loss .*epoch \d.* is (nan|inf), expected a finite number: .* below 10, for"
+                r" instance 1$"
+            ),
+        ):
             train(config, tmp_path / "run", made_data(), progress=False)
         run = load_run(tmp_path / "run")
         assert run.status == "failed" and "expected a finite number" in run.record["reason"]
@@ -456,7 +581,10 @@ def test_nan_in_a_later_epoch(cut_off, monkeypatch):
     monkeypatch.setattr(train_module, "epoch_inputs", poisoned)
     checkpoint_path(cut_off, 4).unlink()
     before = checkpoint_path(cut_off, 3).read_bytes()
-    with pytest.raises(TrainError, match=r"the loss in epoch 4, batch \d+ is nan, .* below 0.001, for instance 0.0001"):
+    with pytest.raises(
+        TrainError,
+        match=r"the loss in epoch 4, batch \d+ is nan, .* below 0.001, for instance 0.0001",
+    ):
         train(CONFIG, cut_off, made_data(), progress=False)
     run = load_run(cut_off)
     assert run.status == "failed" and "nan" in run.record["reason"] and len(run.history) == 3
@@ -468,14 +596,21 @@ def test_nan_in_a_later_epoch(cut_off, monkeypatch):
 
 
 def test_ctrl_c_in_the_middle_of_an_epoch(nursery, undisturbed, tmp_path):
-    "The exception is lost on its way, as in a callback of native code; the training stops all the same."
+    """The exception is lost on its way, as in a callback of native code; the training stops all the
+    same."""
     seen, folder = undisturbed[1]["seen"], tmp_path / "run"
     at = 1 + seen.index(next(what for what in seen if what.endswith("of epoch 3")))
     answer = nursery(CONFIG, folder, at=at, deed="interrupt swallowed")
-    assert (answer["error"], answer["status"]) == (f"Interrupted: interrupted after 2 of 4 epochs, which {folder} keeps", 0)
+    assert (answer["error"], answer["status"]) == (
+        f"Interrupted: interrupted after 2 of 4 epochs, which {folder} keeps",
+        0,
+    )
     assert set(answer["seen"][at:]) == {"write record.json"}
     run = load_run(folder)
-    assert run.status == run.record["status"] == "interrupted" and run.record["reason"] == "KeyboardInterrupt"
+    assert (
+        run.status == run.record["status"] == "interrupted"
+        and run.record["reason"] == "KeyboardInterrupt"
+    )
     assert len(run.history) == 2 and leftovers(run.folder) == []
     assert nursery(CONFIG, folder)["error"] is None
     run = load_run(folder)
@@ -483,19 +618,36 @@ def test_ctrl_c_in_the_middle_of_an_epoch(nursery, undisturbed, tmp_path):
     assert_same_run(run.folder, undisturbed[0])
 
 
-@pytest.mark.parametrize("deed", [deed if deed == "interrupt swallowed" else pytest.param(deed, marks=pytest.mark.slow) for deed in CTRL_C])
+@pytest.mark.parametrize(
+    "deed",
+    [
+        deed if deed == "interrupt swallowed" else pytest.param(deed, marks=pytest.mark.slow)
+        for deed in CTRL_C
+    ],
+)
 def test_ctrl_c_at_each_moment(fakes, fake_undisturbed, tmp_path, deed):
-    "Once, swallowed by what calls us, or twice: it always ends, says how far it came, and resumes to the same result."
+    """Once, swallowed by what calls us, or twice: it always ends, says how far it came, and resumes
+    to the same result."""
     moments = range(1, len(fake_undisturbed[1]["seen"]) + 1)
     order = {"config": CHEAP, "deed": deed}
     answers = fakes.many(*({**order, "folder": tmp_path / str(at), "at": at} for at in moments))
     for at, answer in zip(moments, answers):
         folder = tmp_path / str(at)
         done = len((latest_checkpoint(folder) or (None, []))[1])
-        assert answer["error"] == f"Interrupted: interrupted after {done} of 4 epochs, which {folder} keeps"
-        assert leftovers(folder) == [] and sum(what.startswith("batch") for what in answer["seen"][at:]) <= 1
+        assert (
+            answer["error"]
+            == f"Interrupted: interrupted after {done} of 4 epochs, which {folder} keeps"
+        )
+        assert (
+            leftovers(folder) == []
+            and sum(what.startswith("batch") for what in answer["seen"][at:]) <= 1
+        )
         if (folder / "record.json").exists():
-            assert load_run(folder).status == "interrupted" or (folder / "model.keras").exists() and done == 4
+            assert (
+                load_run(folder).status == "interrupted"
+                or (folder / "model.keras").exists()
+                and done == 4
+            )
     ended = fakes.many(*({"config": CHEAP, "folder": tmp_path / str(at)} for at in moments))
     assert {one["error"] for one in ended} == {None}
     for at in moments:
@@ -506,9 +658,16 @@ def test_ctrl_c_at_each_moment(fakes, fake_undisturbed, tmp_path, deed):
 def test_ctrl_c_at_random_moments(nursery, undisturbed, tmp_path):
     random = np.random.default_rng(8)
     for _ in range(6):
-        moment = {"after": float(random.uniform(0, undisturbed[1]["seconds"])), "signal": signal.SIGINT}
+        moment = {
+            "after": float(random.uniform(0, undisturbed[1]["seconds"])),
+            "signal": signal.SIGINT,
+        }
         answer = nursery(CONFIG, tmp_path / "run", **moment)
-        assert answer["error"] is None or answer["error"].startswith(("Interrupted", "KeyboardInterrupt")) or answer["status"] == -signal.SIGINT
+        assert (
+            answer["error"] is None
+            or answer["error"].startswith(("Interrupted", "KeyboardInterrupt"))
+            or answer["status"] == -signal.SIGINT
+        )
     assert nursery(CONFIG, tmp_path / "run")["error"] is None
     assert_same_run(tmp_path / "run", undisturbed[0])
 
@@ -532,16 +691,24 @@ from small_runs import *
 
 
 def on_jax(code, *arguments):
-    "Run code in a process that has JAX, but neither TensorFlow nor TensorBoard; returns what it prints last."
+    """Run code in a process that has JAX, but neither TensorFlow nor TensorBoard; returns what it
+    prints last."""
     pytest.importorskip("jax")
-    command = [sys.executable, "-c", WITHOUT_TENSORFLOW + code, str(Path(__file__).parent), *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_TENSORFLOW + code,
+        str(Path(__file__).parent),
+        *map(str, arguments),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_on_jax_without_tensorflow(cut_off, tmp_path):
-    "Train, be interrupted, go on to the same weights, load the model; go on with what TensorFlow began."
+    """Train, be interrupted, go on to the same weights, load the model; go on with what TensorFlow
+    began."""
     checkpoint_path(cut_off, 4).unlink()
     code = """
 import dataclasses, shutil
@@ -568,7 +735,9 @@ print(json.dumps([run.record["backend"], run.record["tensorboard"], [one["backen
     assert backend == "jax" and note.startswith("not written: tensorboard not installed")
     assert (backends, status) == (["tensorflow", "jax"], "finished") and losses[1] < losses[0]
     weights = load_run(cut_off).model().get_weights()  # TensorFlow reads what JAX has written
-    assert [value.shape for value in weights] == [array.shape for array in load_run(tmp_path / "whole").model().get_weights()]
+    assert [value.shape for value in weights] == [
+        array.shape for array in load_run(tmp_path / "whole").model().get_weights()
+    ]
 
 
 ACCURACIES = """
@@ -586,11 +755,24 @@ print(json.dumps(found))
 @pytest.mark.slow
 def test_jax_and_tensorflow_are_equally_accurate(tmp_path):
     on = {"jax": on_jax(ACCURACIES, tmp_path / "jax")}
-    command = [sys.executable, "-c", "import sys, json\nsys.path.insert(0, sys.argv[1])\nfrom small_runs import *\n" + ACCURACIES]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, json\nsys.path.insert(0, sys.argv[1])\nfrom small_runs import *\n"
+        + ACCURACIES,
+    ]
     environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
-    done = subprocess.run([*command, str(Path(__file__).parent), str(tmp_path / "tf")], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [*command, str(Path(__file__).parent), str(tmp_path / "tf")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
     on["tensorflow"] = json.loads(done.stdout.splitlines()[-1])
     print(on)
-    means, spread = {name: np.mean(found) for name, found in on.items()}, np.ptp(on["jax"]) + np.ptp(on["tensorflow"])
+    means, spread = {name: np.mean(found) for name, found in on.items()}, np.ptp(
+        on["jax"]
+    ) + np.ptp(on["tensorflow"])
     assert min(means.values()) > 0.75
     assert abs(means["jax"] - means["tensorflow"]) <= max(spread, 0.005), on

@@ -389,7 +389,7 @@ def _merged(
     if not fields or (len(fields) == 1 and len(fields[0].dims) == len(shape)):
         return fields[0] if fields else None
     dims, ready = _lined_up(fields, len(shape))
-    axes, misfits = [], []
+    axes, misfits, before = [], [], None
     for axis, paths in enumerate(zip(*(field.axes for field in ready))):
         if axis and paths == before:  # a square image: the same along height and width
             axes.append(axes[-1])

@@ -7,7 +7,8 @@ __all__ = ['LayerField', 'FieldReport', 'receptive_field', 'effective_field']
 
 # %% ../../nbs/api/analysis/31_field.ipynb #bd5cbcfb
 import math
-from dataclasses import asdict, dataclass, field as dataclass_field, fields
+from dataclasses import asdict, dataclass, fields
+from dataclasses import field as dataclass_field
 from fractions import Fraction
 from html import escape
 

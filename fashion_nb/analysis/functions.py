@@ -12,9 +12,9 @@ from math import prod
 from .activations import _ACTIVATIONS, _each_number, _vector_terms
 from fashion_nb.analysis.convolutions import (
     _POSITIONS,
-    _Window,
     _depthwise_term,
     _hits,
+    _Window,
     _window_term,
 )
 from .handlers import HANDLERS, _handles

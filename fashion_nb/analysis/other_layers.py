@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import prod
 
 from .activations import _each_number
-from .convolutions import _Window, _depthwise_term
+from .convolutions import _depthwise_term, _Window
 from .handlers import _handles, is_known, layer_work
 from .normalizations import _rows
 from .terms import Term, Work, _other, _sizes, _transcendental

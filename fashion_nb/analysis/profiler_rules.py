@@ -7,7 +7,7 @@ __all__ = ['Operations', 'Rule', 'RULES', 'each', 'reduced', 'products', 'rule',
 
 # %% ../../nbs/api/analysis/15_profiler_rules.ipynb #cd4b82e0
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from .records import LayerCall
 from .traits import kinds_of
@@ -89,7 +89,7 @@ def _training_only(call: LayerCall) -> Operations | None:
 _HARMLESS = {"__init__", "get_config", "from_config", "__new__", "__init_subclass__", "__reduce__"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rule_for(
     kind: type,  # the class of a layer or of an operation
     prefix: str,  # "ops." for an operation

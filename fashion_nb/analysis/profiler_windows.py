@@ -6,7 +6,7 @@
 __all__ = ['activation_operations', 'softmax_operations', 'dilated_positions']
 
 # %% ../../nbs/api/analysis/16_profiler_windows.ipynb #d9947fdb
-from functools import lru_cache
+from functools import cache
 from math import ceil, prod
 
 from .profiler_rules import Operations, each, products, reduced, rule
@@ -36,7 +36,7 @@ _ACTIVATIONS = {  # the operations on each number; those without a formula are l
 _APPROXIMATE_GELU = ("Mul", "Pow", "Mul", "AddV2", "Mul", "AddV2", "Mul")
 
 # %% ../../nbs/api/analysis/16_profiler_windows.ipynb #863a9415
-@lru_cache(maxsize=None)
+@cache
 def _activation_names() -> dict:  # from function to name
     "Keras's own activations."
     import keras

@@ -9,7 +9,7 @@ __all__ = []
 from dataclasses import replace
 
 from .activations import _activation
-from .convolutions import _POSITIONS, _Window, _weight, _window_term
+from .convolutions import _POSITIONS, _weight, _Window, _window_term
 from .handlers import _handles, layer_work
 from .terms import Term, Work, _other, _sizes
 from .traits import kinds_of, positions_and_channels

@@ -16,8 +16,8 @@ from ..analysis.graph import model_graph
 from ..analysis.profiler_faults import profiler_bugs
 from ..analysis.profiler_rules import profiler_operations
 from fashion_nb.checks.differences import (
-    SKIPS,
     _CONVOLUTION,
+    SKIPS,
     _inside,
     _is_settled,
     explained,

@@ -33,8 +33,8 @@ def data_command(folder, fetch, verify):
       fashion_nb data
       fashion_nb data --folder ~/fashion-mnist --verify
     """
-    from fashion_nb.data.idx import CLASS_NAMES, FILES
     from fashion_nb.data.fashion_mnist import fetch_fashion_mnist, load_fashion_mnist
+    from fashion_nb.data.idx import CLASS_NAMES, FILES
 
     if fetch and folder is None and not os.environ.get("FASHION_NB_DATA"):
         fetch_fashion_mnist()

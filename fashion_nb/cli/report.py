@@ -22,8 +22,8 @@ def verify_counts(
 ) -> list[dict]:  # for each: model, ours, witness, equal
     "FLOPs of each model in the profiler's convention, beside what keras-flops counts on its own."
     from fashion_nb.analysis.cost import model_cost
-    from fashion_nb.models.zoo import build_model
     from fashion_nb.checks.keras_flops import keras_flops_count
+    from fashion_nb.models.zoo import build_model
 
     rows = []
     for name in names:
@@ -137,8 +137,8 @@ def count_and_verify(
 ) -> dict:  # "costs" and "fields": model: report; "verification": rows of `verify_counts`
     "What the networks cost and see, with the witness's word on it; nothing is trained."
     from fashion_nb.analysis.cost import model_cost
-    from fashion_nb.models.zoo import build_model
     from fashion_nb.analysis.field import receptive_field
+    from fashion_nb.models.zoo import build_model
 
     models = {name: build_model(name) for name in names}
     return {

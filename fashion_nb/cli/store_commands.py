@@ -110,8 +110,8 @@ def leaderboard_command(group, published, results, as_json):
       fashion_nb leaderboard --published --json
     """
     from fashion_nb.experiments.leaderboard import leaderboard
-    from fashion_nb.experiments.store import load_records, store_folder
     from fashion_nb.experiments.published import published_points
+    from fashion_nb.experiments.store import load_records, store_folder
 
     # what is unknown or damaged is refused before Keras is started
     if load_records(group, results):
@@ -254,8 +254,8 @@ def reproduce_command(row, results, runs):
     Example:
       fashion_nb reproduce published_nets/stride_2
     """
-    from fashion_nb.experiments.store import load_records
     from fashion_nb.experiments.leaderboard import reproduce
+    from fashion_nb.experiments.store import load_records
 
     if any(row in (record.name, record.row) for record in load_records(folder=results)):
         _start_keras()  # an unknown name is refused without it

@@ -263,8 +263,8 @@ def predict_command(files, model, as_json):
       fashion_nb predict shoe.jpg --model budget_1m
     """
     from fashion_nb.models.files import load_saved
-    from fashion_nb.prediction.pretrained import check_pretrained
     from fashion_nb.prediction.predict import predict_files
+    from fashion_nb.prediction.pretrained import check_pretrained
     from fashion_nb.training.runs import load_run
 
     named = model is not None and not model.exists() and len(model.parts) == 1 and not model.suffix
