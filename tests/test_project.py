@@ -266,6 +266,36 @@ def test_a_module_imports_only_from_those_before_it(path):
     assert not imports_of(path.read_text(encoding="utf-8"), name) & forbidden(name)
 
 
+def private_imports(source, name):
+    "Names with an underscore in front that a module takes from another package."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level != 1:
+            if node.level or (node.module or "").startswith("fashion_nb"):
+                names = [alias.name for alias in node.names]
+                private = [one for one in names if one[0] == "_" and one[:2] != "__"]
+                yield from (f"{name} takes {one} from {node.module}" for one in private)
+
+
+def test_a_private_import_is_found():
+    source = "from ..a.b import _c\nfrom fashion_nb.d import _e\nfrom .f import _g\nfrom re import _h"
+    assert [text.split()[2] for text in private_imports(source, "x")] == ["_c", "_e"]
+
+
+def test_private_names_stay_inside_their_package():
+    found = [
+        text
+        for path in modules()
+        for text in private_imports(path.read_text(encoding="utf-8"), name_of(path))
+    ]
+    assert found == []
+
+
+def test_the_numbers_of_a_package_are_consecutive():
+    for package in PACKAGES:
+        found = [path.name[:2] for path in sorted((ROOT / "nbs/api" / package).glob("*.ipynb"))]
+        assert found == [f"{number:02d}" for number in range(1, len(found) + 1)], package
+
+
 def test_init_imports_nothing_but_the_means_to_import_later():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]

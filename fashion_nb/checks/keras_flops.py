@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 from ..core.errors import FashionNbError
-from ..core.quiet import _silence
+from ..core.quiet import silenced
 
 # %% ../../nbs/api/checks/01_keras_flops.ipynb #b6c3f498
 class OracleError(FashionNbError):
@@ -145,7 +145,7 @@ def _profiled(
             f"keras-flops needs TensorFlow and Keras, and {error.name} is not installed"
         ) from error
     _check_countable(model)
-    with _one_at_a_time, _silence():
+    with _one_at_a_time, silenced():
         try:
             with _tolerating_double_registration():
                 from keras_flops import get_flops

@@ -6,11 +6,9 @@
 __all__ = ['ReportError', 'run']
 
 # %% ../../nbs/api/cli/01_base.ipynb #8cbe2914
-import contextlib
 import os
 import shlex
 import sys
-import tempfile
 import warnings
 
 import click
@@ -18,6 +16,7 @@ import click
 from .. import __version__
 from ..core.errors import FashionNbError
 from ..core.interrupt import Interrupted, interruptible
+from ..core.quiet import held_back
 
 # %% ../../nbs/api/cli/01_base.ipynb #70fc8347
 class ReportError(FashionNbError):
@@ -67,29 +66,10 @@ def run(
     return 2
 
 # %% ../../nbs/api/cli/01_base.ipynb #ee0af9ab
-@contextlib.contextmanager
-def _held_back():
-    """Keep what native libraries write to standard error in a file, and show it only if the block
-    fails."""
-    sys.stderr.flush()
-    real = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(real, kept.read())
-            raise
-        finally:
-            os.dup2(real, 2)
-            os.close(real)
-
-
 def _start_keras() -> None:
     "Import Keras and its back end without their chatter."
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _held_back():
+    with held_back():
         import keras
 
         keras.ops.zeros(1)
