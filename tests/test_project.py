@@ -269,16 +269,19 @@ def test_a_module_imports_only_from_those_before_it(path):
 def private_imports(source, name):
     "Names with an underscore in front that a module takes from another package."
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level != 1:
-            if node.level or (node.module or "").startswith("fashion_nb"):
+        if isinstance(node, ast.ImportFrom):
+            base = ["fashion_nb", *name.split(".")][: -node.level] if node.level else []
+            parts = [*base, *(node.module or "").split(".")]
+            if parts[0] == "fashion_nb" and parts[1:2] != [name.split(".")[0]]:
                 names = [alias.name for alias in node.names]
                 private = [one for one in names if one[0] == "_" and one[:2] != "__"]
-                yield from (f"{name} takes {one} from {node.module}" for one in private)
+                yield from (f"{name} takes {one} from {'.'.join(parts)}" for one in private)
 
 
 def test_a_private_import_is_found():
-    source = "from ..a.b import _c\nfrom fashion_nb.d import _e\nfrom .f import _g\nfrom re import _h"
-    assert [text.split()[2] for text in private_imports(source, "x")] == ["_c", "_e"]
+    lines = ("..a.b import _c", "fashion_nb.d.e import _f", ".g import _h", "fashion_nb.x.i import _j")
+    source = "\n".join(f"from {line}" for line in (*lines, "re import _k"))
+    assert [text.split()[2] for text in private_imports(source, "x.y")] == ["_c", "_f"]
 
 
 def test_private_names_stay_inside_their_package():
