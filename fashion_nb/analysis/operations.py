@@ -16,6 +16,15 @@ from fashion_nb.analysis import (  # noqa: F401  each registers its handlers as 
     products,
     recurrent,
 )
+from fashion_nb.analysis.handlers import (  # noqa: F401  handed on by this room
+    FREE,
+    HANDLERS,
+    UNKNOWN,
+    is_known,
+    known_kinds,
+    layer_work,
+    register_handler,
+)
 
 # %% ../../nbs/api/analysis/14_operations.ipynb #6693c15c
 _all_ = [
