@@ -279,8 +279,8 @@ def private_imports(source, name):
 
 
 def test_a_private_import_is_found():
-    lines = ("..a.b import _c", "fashion_nb.d.e import _f", ".g import _h", "fashion_nb.x.i import _j")
-    source = "\n".join(f"from {line}" for line in (*lines, "re import _k"))
+    taken = ("..a.b import _c", "fashion_nb.d import _f", ".g import _h", "fashion_nb.x import _j")
+    source = "\n".join(f"from {line}" for line in (*taken, "re import _k"))
     assert [text.split()[2] for text in private_imports(source, "x.y")] == ["_c", "_f"]
 
 
