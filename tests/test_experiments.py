@@ -20,7 +20,7 @@ import pytest
 from small_runs import made_data, made_split
 
 import fashion_nb.experiments
-import fashion_nb.many
+import fashion_nb.training.parallel
 from fashion_nb.cli.main import cli, run
 from fashion_nb.core.errors import FashionNbError
 from fashion_nb.experiments import leaderboard as leaderboard_room
@@ -111,7 +111,7 @@ class Trainings:
     "Count trainings, and let one of them go wrong."
 
     def __init__(self, monkeypatch, at=None, error=None):
-        self.count, real = 0, fashion_nb.many.train
+        self.count, real = 0, fashion_nb.training.parallel.train
 
         def counted(*arguments, **options):
             self.count += 1
@@ -119,7 +119,7 @@ class Trainings:
                 raise error
             return real(*arguments, **options)
 
-        monkeypatch.setattr(fashion_nb.many, "train", counted)
+        monkeypatch.setattr(fashion_nb.training.parallel, "train", counted)
 
 
 # The grids of the book

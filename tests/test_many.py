@@ -12,15 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fashion_nb.many as many_module
 from fashion_nb.data.fashion_mnist import FashionMNIST, Split
 from fashion_nb.data.idx import DataError
-from fashion_nb.many import outcomes_table, process_settings, simulate_devices, train_many
 from fashion_nb.training import learner as learner_room
+from fashion_nb.training import parallel as parallel_room
 from fashion_nb.training.checkpoints import read_checkpoint
 from fashion_nb.training.config import TrainConfig
 from fashion_nb.training.devices import check_shares, placed
 from fashion_nb.training.loop import train
+from fashion_nb.training.parallel import (
+    outcomes_table,
+    process_settings,
+    simulate_devices,
+    train_many,
+)
 from fashion_nb.training.runs import list_runs
 from fashion_nb.training.schedules import TrainError
 
@@ -44,17 +49,17 @@ def few(data, size):
     )
 
 
-# --- several devices
-# ---------------------------------------------------------------------------------------------------
+# Several devices
 
 SCRIPT = """
 import json, shutil, sys
 from pathlib import Path
 
-import fashion_nb.train
-from fashion_nb.data.fashion_mnist import FashionMNIST, Split, load_fashion_mnist
 from fashion_nb.core.errors import FashionNbError
-from fashion_nb.many import simulate_devices
+from fashion_nb.data.fashion_mnist import FashionMNIST, Split, load_fashion_mnist
+from fashion_nb.training.parallel import simulate_devices
+from fashion_nb.training.config import TrainConfig
+from fashion_nb.training.loop import train
 
 devices = int(sys.argv[1])
 if devices > 1:
@@ -68,7 +73,7 @@ for folder, size, config, begun in json.loads(sys.argv[2]):
         record = Path(folder) / "record.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "interrupted"}))
     try:
-        loop_room.train(config_room.TrainConfig(**config), folder, data, progress=False)
+        train(TrainConfig(**config), folder, data, progress=False)
     except FashionNbError as error:
         print(json.dumps([folder, str(error)]))
 """
@@ -148,8 +153,8 @@ def orders(folder, names):
 def each_backend():
     """A process each that trains on one of its two devices, and on both; slow: all cases, on one
     device in a process that has no other."""
-    # JAX compiles each for half a minute
-    for backend, names in {"tensorflow": list(CASES), "jax": ["full"]}.items():
+    # each case is compiled for one device and for two, which takes JAX half a minute
+    for backend, names in {"tensorflow": ["full", "normalised"], "jax": ["full"]}.items():
         yield pytest.param((backend, names, False), id=backend)
         yield pytest.param(
             (backend, list(CASES), True), id=f"{backend}-apart", marks=pytest.mark.slow
@@ -257,7 +262,7 @@ def test_devices_cannot_be_made_too_late():
 
 
 # --- many runs
-# ---------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------
 
 
 class Fatal:
@@ -303,7 +308,7 @@ def attempts(folder, **data):
 
 def test_processes_have_their_share_and_odd_errors_come_back(tmp_path):
     backend = {"backend": "loky", "inner_max_num_threads": 1}
-    outcomes = many_module._rounds(
+    outcomes = parallel_room._rounds(
         attempts(tmp_path, a=Telling(), b=Odd(), c=Telling()), 2, backend, len([]).__add__
     )
     for name in "ac":
@@ -321,7 +326,7 @@ def test_a_run_that_kills_its_process_is_given_up_and_the_others_are_not(tmp_pat
     asked = attempts(
         tmp_path, a=Telling(), fatal=Fatal(), b=Telling(), c=Telling(), again=Fatal(), d=Telling()
     )
-    outcomes = many_module._rounds(asked, 2, backend, len([]).__add__)
+    outcomes = parallel_room._rounds(asked, 2, backend, len([]).__add__)
     assert all(type(outcomes[name]) is DataError for name in "abcd")
     for name in ("fatal", "again"):
         assert "has lost its process 2 times" in str(outcomes[name])
@@ -433,7 +438,7 @@ def test_a_run_that_kills_its_worker_is_given_up_and_the_others_are_not(tmp_path
     distributed = pytest.importorskip("distributed")
     asked = attempts(tmp_path, a=Telling(), fatal=Fatal(), b=Telling(), c=Telling())
     with distributed.LocalCluster(**PLACE) as cluster, distributed.Client(cluster) as client:
-        outcomes = many_module._rounds(
+        outcomes = parallel_room._rounds(
             asked, -1, {"backend": "dask", "client": client}, len([]).__add__
         )
     assert all(type(outcomes[name]) is DataError for name in "abc")
@@ -442,6 +447,7 @@ def test_a_run_that_kills_its_worker_is_given_up_and_the_others_are_not(tmp_path
 
 def test_clusters_that_cannot_be_used(monkeypatch, tmp_path):
     distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(parallel_room, "_PATIENCE", 0.5)
     with pytest.raises(TrainError, match="cannot be used .*expected a running scheduler"):
         train_many([QUICK], tmp_path, dask="tcp://127.0.0.1:1", progress=False)
     with distributed.LocalCluster(
@@ -454,7 +460,7 @@ def test_clusters_that_cannot_be_used(monkeypatch, tmp_path):
     def missing(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(many_module, "import_module", missing)
+    monkeypatch.setattr(parallel_room, "import_module", missing)
     with pytest.raises(TrainError, match=r"install fashion_nb\[dask\]"):
         train_many([QUICK], tmp_path, dask="tcp://127.0.0.1:1", progress=False)
 
