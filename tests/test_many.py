@@ -1,4 +1,4 @@
-"""Several devices and many runs: equal results, lost processes, and clusters that cannot be used."""
+"""Several devices and many runs: equal results, lost processes, unusable clusters."""
 import json
 import logging
 import os
@@ -66,7 +66,8 @@ if devices > 1:
     simulate_devices(devices)
 whole = load_fashion_mnist()
 for folder, size, config, begun in json.loads(sys.argv[2]):
-    data = FashionMNIST(Split(whole.train.images[:size], whole.train.labels[:size]), whole.test, "few", whole.folder)
+    part = Split(whole.train.images[:size], whole.train.labels[:size])
+    data = FashionMNIST(part, whole.test, "few", whole.folder)
     if begun:  # a copy of this run, as if it had been cut off in its second epoch
         shutil.copytree(begun, folder)
         (Path(folder) / "checkpoints" / "epoch-0002.npz").unlink()
