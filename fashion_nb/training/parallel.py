@@ -284,15 +284,8 @@ def _workers(
                 max(1, min(tries, allowed)),
             )
     elif jobs > 1:
-        settings = process_settings(joblib.cpu_count(), jobs)
-        try:
-            yield (
-                {"backend": "loky", "inner_max_num_threads": int(settings["OMP_NUM_THREADS"])},
-                settings,
-                tries,
-            )
-        finally:  # idle, each would keep its network and its output open for minutes
-            get_reusable_executor().shutdown(kill_workers=True)
+        with _processes(jobs) as (backend, settings):
+            yield backend, settings, tries
     else:
         yield {"backend": "sequential"}, {}, tries
 
