@@ -83,7 +83,7 @@ def test_an_augmentation_trains_and_leaves_no_trace(tmp_path):
     plain, before = train(base, tmp_path / "plain", made_data(), progress=False), draw_augmentation(
         "flip", index, np.random.default_rng(0)
     )
-    with pytest.raises(AugmentError, match="'fade' is no augmentation"):
+    with pytest.raises(AugmentError, match="'fade' is not an augmentation"):
         parse_augmentation("fade")
 
     done("An augmentation")
@@ -120,7 +120,7 @@ def test_an_augmentation_trains_and_leaves_no_trace(tmp_path):
     )
 
     del AUGMENTATIONS["fade"]
-    with pytest.raises(AugmentError, match="'fade' is no augmentation"):
+    with pytest.raises(AugmentError, match="'fade' is not an augmentation"):
         parse_augmentation("fade")
     again = train(base, tmp_path / "again", made_data(), progress=False)
     assert saved_weights(again.folder / "model.keras") == saved_weights(

@@ -309,15 +309,28 @@ for text in texts:
         assert not any(name.split(".")[0] == "tensorflow" for name in sys.modules)
     else:
         import tensorflow as tf
-        shapes = {name: tf.TensorSpec((None, *rows.shape[1:]), rows.dtype) for name, rows in choices.items()}
-        ways = [tf.function(lambda bank, index, choices: augmented(bank, index, choices), jit_compile=jit, autograph=False,
-                            input_signature=[tf.TensorSpec((None, 28, 28, 1), "uint8"), tf.TensorSpec((None,), "int32"), shapes])
-                for jit in (False, True)]
+        shapes = {
+            name: tf.TensorSpec((None, *rows.shape[1:]), rows.dtype)
+            for name, rows in choices.items()
+        }
+        signature = [
+            tf.TensorSpec((None, 28, 28, 1), "uint8"), tf.TensorSpec((None,), "int32"), shapes
+        ]
+
+        def change(bank, index, choices):
+            return augmented(bank, index, choices)
+
+        ways = [
+            tf.function(change, jit_compile=jit, autograph=False, input_signature=signature)
+            for jit in (False, True)
+        ]
     for way in ways:
         for size in (len(index), 7):  # the last batch of an epoch is smaller
             rows = {name: ops.convert_to_tensor(each[:size]) for name, each in choices.items()}
             compiled = way(bank.value, ops.convert_to_tensor(index[:size]), rows)
-            np.testing.assert_array_equal(ops.convert_to_numpy(compiled), found[text][:size], err_msg=text)
+            np.testing.assert_array_equal(
+                ops.convert_to_numpy(compiled), found[text][:size], err_msg=text
+            )
 np.savez(sys.argv[3], **found)
 '''
 

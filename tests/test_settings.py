@@ -316,8 +316,14 @@ def test_augmentation_is_checked(value):
         TrainConfig(augmentation=value)
 
 
-@pytest.mark.parametrize("value", ["x", "", "wide", "wide=", "wide=0", "wide=0.0", "wide=2", "wide=1.01", "wide=-0.5", "Wide=0.5", "=0.5", "none=", "../wide=0.5",
-                                   "wide=nan", "wide=1e-3", "wide=0.5 ", "wide =0.5", "wide=0.5+deep=0.5", "NONE", 3, 0.5, None, ["none"], b"none"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x", "", "wide", "wide=", "wide=0", "wide=0.0", "wide=2", "wide=1.01", "wide=-0.5",
+        "Wide=0.5", "=0.5", "none=", "../wide=0.5", "wide=nan", "wide=1e-3", "wide=0.5 ",
+        "wide =0.5", "wide=0.5+deep=0.5", "NONE", 3, 0.5, None, ["none"], b"none",
+    ],
+)  # fmt: skip
 def test_teachers_are_checked(value):
     with pytest.raises(
         TrainError,
@@ -343,8 +349,18 @@ def test_teachers_that_can_be_asked(value, expected):
     assert parse_teacher(TrainConfig(teacher=value).teacher) == expected
 
 
-@pytest.mark.parametrize("value, said", [("conv16", "exactly one gap or flat"), ("conv16 gap flat", "exactly one"), ("gap conv16", "a convolution"), ("conv16 gap conv8", "wrong side"),
-                                         ("conv16x2 gap", "inverted residual"), ("conv16/9 gap", "is no block"), ("stride_2 gap", "is no block")])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        ("conv16", "exactly one gap or flat"),
+        ("conv16 gap flat", "exactly one"),
+        ("gap conv16", "a convolution"),
+        ("conv16 gap conv8", "wrong side"),
+        ("conv16x2 gap", "inverted residual"),
+        ("conv16/9 gap", "is no block"),
+        ("stride_2 gap", "is no block"),
+    ],
+)
 def test_descriptions_of_models_are_checked(value, said):
     with pytest.raises(TrainError, match=rf"^model is '{value}': .*{said}"):
         TrainConfig(model=value)

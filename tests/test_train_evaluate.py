@@ -68,7 +68,7 @@ def test_a_finished_run_leaves_no_temporary_file(finished):
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(data, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(TrainError, match="is not empty, and no run"):
+    with pytest.raises(TrainError, match="is not empty, and not a run"):
         train(SMALL, tmp_path, data, progress=False)
     with pytest.raises(TrainError, match="is a file"):
         train(SMALL, tmp_path / "thesis.txt", data, progress=False)
@@ -235,7 +235,7 @@ def test_the_last_checkpoint_is_the_highest_number(run_folder):
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.9])
-@pytest.mark.filterwarnings("ignore:epoch-0001.npz is passed over")
+@pytest.mark.filterwarnings("ignore:epoch-0001.npz is skipped")
 def test_truncated_checkpoint(run_folder, data, share):
     path = run_folder / "checkpoints" / "epoch-0001.npz"
     content = path.read_bytes()
@@ -310,7 +310,7 @@ def test_models_for_something_else(data):
         (network(shape=(28, 28)), r"takes \(28, 28\)"),
         (two_inputs(), "expected one that takes"),
         (keras.Sequential([keras.layers.Dense(10)]), "has no fixed shapes yet"),
-        (network(activation=None), "are no probabilities"),
+        (network(activation=None), "are not probabilities"),
     ]:
         with pytest.raises(EvaluateError, match=said):
             evaluate(model, data=data)
@@ -327,7 +327,7 @@ def test_a_model_saved_elsewhere_can_be_evaluated(tmp_path, data):
 def test_nan_outputs_are_refused(data):
     model = network()
     model.layers[-1].bias.assign(np.full(10, np.nan))
-    with pytest.raises(EvaluateError, match="are no probabilities"):
+    with pytest.raises(EvaluateError, match="are not probabilities"):
         evaluate(model, data=data)
 
 
@@ -345,8 +345,8 @@ def test_a_class_that_is_never_predicted_warns_of_nothing():
 def test_all_wrong_and_all_right():
     labels = np.repeat(np.arange(10), 3)
     wrong, right = (score(labels, np.eye(10)[(labels + shift) % 10]) for shift in (1, 0))
-    assert wrong.hit_rate == 0 and wrong.interval[0] == 0 < wrong.interval[1] < 0.2
-    assert right.hit_rate == 1 and right.interval[1] == 1 > right.interval[0] > 0.8
+    assert wrong.accuracy == 0 and wrong.interval[0] == 0 < wrong.interval[1] < 0.2
+    assert right.accuracy == 1 and right.interval[1] == 1 > right.interval[0] > 0.8
     assert len(plot_mistakes(right, np.zeros((30, 28, 28, 1)))) == 0
 
 

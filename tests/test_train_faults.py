@@ -34,8 +34,18 @@ from fashion_nb.training.schedules import TrainError
 # dropout, augmentation that draws all kinds of numbers, an average of weights: much that could be
 # forgotten
 CONFIG = TrainConfig(
-    model="mnist_classifier_32p_64p", epochs=4, batch_size=20, optimizer="adamw", learning_rate=0.001, weight_decay=0.01,
-    augmentation="shift=2+flip+erase=0.5+mixup", average=0.9, label_smoothing=0.1, warmup_epochs=0.5, validation_size=40, seed=3,
+    model="mnist_classifier_32p_64p",
+    epochs=4,
+    batch_size=20,
+    optimizer="adamw",
+    learning_rate=0.001,
+    weight_decay=0.01,
+    augmentation="shift=2+flip+erase=0.5+mixup",
+    average=0.9,
+    label_smoothing=0.1,
+    warmup_epochs=0.5,
+    validation_size=40,
+    seed=3,
 )  # fmt: skip
 CHEAP = TrainConfig(epochs=4, batch_size=25, validation_size=40)
 
@@ -255,7 +265,7 @@ def test_files_of_others_are_left_alone(fakes, tmp_path):
         folder = tmp_path / name.strip(".")
         folder.mkdir()
         (folder / name).write_text("mine")
-        assert "is not empty, and no run" in fakes(CHEAP, folder)["error"]
+        assert "is not empty, and not a run" in fakes(CHEAP, folder)["error"]
         assert (folder / name).read_text() == "mine"
     folder = tmp_path / "run"
     fakes(CHEAP, folder, at=20, deed="half")
@@ -300,7 +310,7 @@ def test_a_damaged_checkpoint(cut_off, undisturbed, damage):
     with pytest.warns(
         UserWarning,
         match=(
-            r"^epoch-0004\.npz is passed over, for the one before it or the start: the checkpoint"
+            r"^epoch-0004\.npz is skipped, for the one before it or the start: the checkpoint"
         ),
     ):
         run = train(CONFIG, cut_off, made_data(), progress=False)
@@ -314,7 +324,7 @@ def test_all_checkpoints_damaged(cut_off, undisturbed):
         path.write_bytes(b"")
     with pytest.warns(UserWarning) as warned:
         train(CONFIG, cut_off, made_data(), progress=False)
-    assert sum("is passed over" in str(one.message) for one in warned) >= 2
+    assert sum("is skipped" in str(one.message) for one in warned) >= 2
     assert_same_run(cut_off, undisturbed[0])
 
 
@@ -335,7 +345,7 @@ def two_checkpoints(tmp_path):
     )
 
 
-@pytest.mark.filterwarnings("ignore:epoch-0002.npz is passed over")
+@pytest.mark.filterwarnings("ignore:epoch-0002.npz is skipped")
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_each_flipped_bit_is_found_or_harmless(two_checkpoints, step):
     "After any flip either the second checkpoint is read as it was written, or the first is used."
@@ -357,7 +367,7 @@ def test_each_flipped_bit_is_found_or_harmless(two_checkpoints, step):
     assert outcomes == {1, 2}  # some bits of a zip file mean nothing to a reader
 
 
-@pytest.mark.filterwarnings("ignore:epoch-0002.npz is passed over")
+@pytest.mark.filterwarnings("ignore:epoch-0002.npz is skipped")
 def test_a_checkpoint_cut_anywhere_is_passed_over(two_checkpoints):
     folder, path = two_checkpoints
     whole = path.read_bytes()
@@ -725,10 +735,15 @@ record = json.loads((folder / "cut" / "record.json").read_text())
 resume(folder / "cut", made_data(), progress=False)
 assert_same_run(folder / "cut", run.folder)
 model = load_saved(run.folder / "model.keras")
-np.testing.assert_allclose(model.predict(made_data().test.images, verbose=0).sum(axis=1), 1, atol=1e-5)
+sums = model.predict(made_data().test.images, verbose=0).sum(axis=1)
+np.testing.assert_allclose(sums, 1, atol=1e-5)
 other = resume(begun, made_data(), progress=False)
 assert "tensorflow" not in sys.modules and "tensorboard" not in sys.modules
-print(json.dumps([run.record["backend"], run.record["tensorboard"], [one["backend"] for one in other.record["sessions"]], other.status, run.history.val_loss.tolist()]))
+backends = [one["backend"] for one in other.record["sessions"]]
+print(json.dumps([
+    run.record["backend"], run.record["tensorboard"], backends, other.status,
+    run.history.val_loss.tolist(),
+]))
 """
     config = dataclasses.replace(CONFIG, epochs=2)
     backend, note, backends, status, losses = on_jax(code, config.to_json(), tmp_path, cut_off)
@@ -743,11 +758,15 @@ print(json.dumps([run.record["backend"], run.record["tensorboard"], [one["backen
 ACCURACIES = """
 from fashion_nb.data.fashion_mnist import load_fashion_mnist
 whole = load_fashion_mnist()
-data = FashionMNIST(Split(whole.train.images[:6000], whole.train.labels[:6000]), whole.test, "the first 6,000 images", whole.folder)
+part = Split(whole.train.images[:6000], whole.train.labels[:6000])
+data = FashionMNIST(part, whole.test, "the first 6,000 images", whole.folder)
 found = []
 for seed in range(3):
-    config = TrainConfig(epochs=3, validation_size=1000, seed=seed, augmentation="shift=1", average=0.9)
-    found.append(float(train(config, f"{sys.argv[2]}/{seed}", data, progress=False).history.val_accuracy.iloc[-1]))
+    config = TrainConfig(
+        epochs=3, validation_size=1000, seed=seed, augmentation="shift=1", average=0.9
+    )
+    run = train(config, f"{sys.argv[2]}/{seed}", data, progress=False)
+    found.append(float(run.history.val_accuracy.iloc[-1]))
 print(json.dumps(found))
 """
 

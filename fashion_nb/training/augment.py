@@ -278,7 +278,7 @@ def _places(
 def _four_in_one(
     images,  # (B, 28, 28) uint8 tensor
 ):  # (B, 30, 30) int32: a pixel in byte 0, the one to its right in 1, the two below in 2 and 3
-    "Four neighbours in one number, so that one look-up finds them all."
+    "Four neighbors in one number, so that one look-up finds them all."
     from keras import ops
 
     wide = ops.pad(ops.cast(images, "int32"), ((0, 0), (1, 2), (1, 2)))
@@ -325,7 +325,7 @@ def _blended(
     others,  # likewise
     choices: dict,  # with "mixup" (B,) float32: the share of the first, a multiple of 1/256
 ):  # (B, 28, 28) uint8
-    "Two images laid over each other, in whole grey levels."
+    "Two images laid over each other, in whole gray levels."
     from keras import ops
 
     share = choices["mixup"][:, None, None]
@@ -371,7 +371,7 @@ def _placed(
 _SHARE = "both parameters of the Beta distribution of the share"
 for _record in (
     Augmentation(
-        "rotation", "turn about the centre", 8.0, 0.0, 180.0, "degrees, uniform up to ±value",
+        "rotation", "turn about the center", 8.0, 0.0, 180.0, "degrees, uniform up to ±value",
         _turned, source="MnistClassifier",
     ),
     Augmentation(
@@ -441,7 +441,8 @@ def parse_augmentation(
         if name not in AUGMENTATIONS:
             known = ", ".join([*AUGMENTATIONS, *AUGMENTATION_SETS])
             problems.append(
-                f"{name!r} is no augmentation: expected 'none', or some of {known}, joined by '+'"
+                f"{name!r} is not an augmentation: expected 'none', or some of {known}, joined"
+                " by '+'"
             )
         elif name in found:
             problems.append(f"{name} is asked for twice: expected it once")

@@ -242,13 +242,13 @@ def latest_checkpoint(
     folder: Path,  # of the run
     check=lambda arrays: None,  # raises `CheckpointError` for arrays that do not fit
 ) -> tuple[dict, list[dict]] | None:  # arrays and history; None where there is none to use
-    "The last checkpoint that is sound and fits; another is passed over with a warning."
+    "The last checkpoint that is sound and fits; another is skipped with a warning."
     for path in reversed(list_checkpoints(folder).values()):
         try:
             arrays, history = read_checkpoint(path)
             check(arrays)
             return arrays, history
         except CheckpointError as error:
-            text = f"{path.name} is passed over, for the one before it or the start: {error.found}"
+            text = f"{path.name} is skipped, for the one before it or the start: {error.found}"
             warnings.warn(text, stacklevel=2)
     return None

@@ -21,7 +21,7 @@ from .schedules import OPTIMIZERS, SCHEDULES, TrainError
 # %% ../../nbs/api/training/03_config.ipynb #6a6344a8
 def parse_teacher(
     text: str,  # "none", or NAME=SHARE
-) -> tuple[str, float]:  # the name of the soft labels, and their share in the target; ("", 0.0) for none
+) -> tuple[str, float]:  # name of the soft labels, their share in the target; ("", 0.0): none
     "What a teacher's text asks for; `TrainError` if it cannot be used."
     if text == "none":
         return "", 0.0
@@ -42,7 +42,7 @@ def _setting(
     high: float | None = None,  # of a number: the highest
     above: bool = False,  # is the lowest itself refused?
     words=(),  # of a text that is one of several: these, or a table with them as its keys
-    later: bool = False,  # is it left out of `identity` at its default? Settings without it keep their name
+    later: bool = False,  # is it left out of `identity` at its default? So older names stay
 ):  # a field of `TrainConfig`
     """All that is known of one option of training: the record, its checks and the command line read
     it here."""
@@ -64,8 +64,8 @@ def _field_problem(
     value,  # what was given for it
     kind: type,  # of the field
     rules,  # what `_setting` notes of it
-) -> str | None:  # a sentence; None where nothing is wrong, or where the field has a reader of its own
-    "Hold one value against its field's words or limits."
+) -> str | None:  # a sentence; None where nothing is wrong or the field has its own reader
+    "Check one value against its field's words or limits."
     low, high = rules["low"], rules["high"]
     if kind is bool and not isinstance(value, bool):
         return f"{name} is {value!r}: expected True or False"
@@ -237,7 +237,7 @@ def _config_from_json(
     cls,  # `TrainConfig`
     text: str,  # a JSON object
 ):  # a `TrainConfig`
-    "Read a configuration; what is no object, or has a field too many, raises `TrainError`."
+    "Read a configuration; what is not an object, or has a field too many, raises `TrainError`."
     try:
         values = json.loads(text)
     except ValueError as error:

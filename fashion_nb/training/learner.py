@@ -18,7 +18,7 @@ from ..models.zoo import build_model
 from .augment import augmented, draw_augmentation, targets
 from .checkpoints import CheckpointError
 from .config import TrainConfig
-from .fused_norm import fuse_normalisation
+from .fused_norm import fuse_normalization
 from .schedules import TrainError, make_optimizer, make_schedule
 
 # %% ../../nbs/api/training/09_learner.ipynb #ae195f54
@@ -58,7 +58,7 @@ def epoch_inputs(
     labels: np.ndarray,  # (N,) of the whole bank, or (N, 10) beliefs
     rows: np.ndarray,  # of the bank, to train on
     epoch: int,  # from 1
-) -> tuple[dict, np.ndarray]:  # {"index": (n,) int32, …} in a new order, and (n, 10) float32 targets
+) -> tuple[dict, np.ndarray]:  # {"index": (n,) int32, …} in a new order, and (n, 10) targets
     "What one epoch shows the network."
     random = np.random.default_rng([config.seed, epoch])
     index = random.permutation(rows).astype(np.int32)
@@ -85,10 +85,10 @@ def _several_steps(
     )
 
     @tf.function(reduce_retracing=True)
-    def steps(inputs, wanted, first, last):
+    def steps(inputs, goals, first, last):
         for number in tf.range(first, last):
             start, end = number * batch_size, (number + 1) * batch_size
-            step(({name: value[start:end] for name, value in inputs.items()}, wanted[start:end]))
+            step(({name: value[start:end] for name, value in inputs.items()}, goals[start:end]))
 
     return steps
 
@@ -124,7 +124,7 @@ def make_learner(
         net = build_model(config.model)
     net.layers[-1].dtype_policy = "float32"
     if config.distribution == "none":  # several devices leave Keras's own, which their engine knows
-        fuse_normalisation(net)
+        fuse_normalization(net)
     mirrored = config.distribution != "none" and keras.backend.backend() == "tensorflow"
     learner = _wrap(net, images)
     schedule = make_schedule(
@@ -186,14 +186,14 @@ def check_state(
 ) -> None:
     "Refuse a state of another network or optimizer with `CheckpointError`."
     parts = {"net": learner.net.variables, "optimizer": learner.optimizer.variables}
-    wanted = {
+    expected = {
         f"{part}/{k:03}": tuple(v.shape)
         for part, variables in parts.items()
         for k, v in enumerate(variables)
     }
     if {
         name: value.shape for name, value in state.items() if not name.startswith("averaged/")
-    } != wanted:
+    } != expected:
         advice = "expected one of the same run; train into a new folder"
         raise CheckpointError("the checkpoint does not fit this network and optimizer", advice)
 
@@ -216,7 +216,7 @@ def check_loss(
     what: str,  # which loss it is
     learning_rate: float,  # the one in use, for the message
 ) -> None:
-    "Refuse a loss that is no number."
+    "Refuse a loss that is not a finite number."
     if not math.isfinite(loss):
         raise TrainError(
             f"{what} is {loss}, expected a finite number: train again with a learning rate "
@@ -324,7 +324,7 @@ class Watcher:
         plt.close(figure)
 
 # %% ../../nbs/api/training/09_learner.ipynb #26b85dc3
-def _fit(learner, inputs: dict, wanted: np.ndarray, batch_size: int, tell) -> tuple[dict, list]:
+def _fit(learner, inputs: dict, goals: np.ndarray, batch_size: int, tell) -> tuple[dict, list]:
     "An epoch by Keras's `fit`; see `run_steps`."
     import keras
 
@@ -337,7 +337,7 @@ def _fit(learner, inputs: dict, wanted: np.ndarray, batch_size: int, tell) -> tu
 
     steps = Steps()
     history = learner.fit(
-        inputs, wanted, batch_size=batch_size, shuffle=False, callbacks=[steps], verbose=0
+        inputs, goals, batch_size=batch_size, shuffle=False, callbacks=[steps], verbose=0
     ).history
     return {name: values[-1] for name, values in history.items()}, steps.raw
 
@@ -345,20 +345,19 @@ def _fit(learner, inputs: dict, wanted: np.ndarray, batch_size: int, tell) -> tu
 def run_steps(
     learner,  # from `make_learner`
     inputs: dict[str, np.ndarray],  # of `epoch_inputs`
-    wanted: np.ndarray,  # (n, 10) targets
+    goals: np.ndarray,  # (n, 10) targets
     batch_size: int,
     tell=lambda steps, loss: None,  # called now and then: steps done, mean loss so far
-) -> tuple[dict, list[np.ndarray]]:  # mean loss and accuracy while learning, and the weights before averaging
+) -> tuple[dict, list[np.ndarray]]:  # mean loss and accuracy, the weights before averaging
     """Take the steps of an epoch; afterwards the learner has the averaged weights, where an average
     is kept."""
     if getattr(learner, "steps", None) is None:
-        return _fit(learner, inputs, wanted, batch_size, tell)
+        return _fit(learner, inputs, goals, batch_size, tell)
     import tensorflow as tf
 
-    batches = math.ceil(len(wanted) / batch_size)
-    held, targets_held = {name: tf.constant(value) for name, value in inputs.items()}, tf.constant(
-        wanted
-    )
+    batches = math.ceil(len(goals) / batch_size)
+    held = {name: tf.constant(value) for name, value in inputs.items()}
+    targets_held = tf.constant(goals)
     learner.reset_metrics()
     for first in range(0, batches, STEPS_AT_ONCE):
         last = min(first + STEPS_AT_ONCE, batches)
@@ -377,11 +376,11 @@ def train_epoch(
     parts: tuple[np.ndarray, np.ndarray],  # rows to train on, rows held out
     epoch: int,  # from 1
     watcher: Watcher,
-    wishes: np.ndarray | None = None,  # what the targets are made from, where a teacher has a say: (N, 10)
+    wishes: np.ndarray | None = None,  # (N, 10), in the place of labels where there is a teacher
 ) -> tuple[dict, dict]:  # a row of the log without its seconds, and the state for the checkpoint
     "Train for an epoch and judge the held-out images."
     trained = learner.trainable_variables
-    inputs, wanted = epoch_inputs(config, labels if wishes is None else wishes, parts[0], epoch)
+    inputs, goals = epoch_inputs(config, labels if wishes is None else wishes, parts[0], epoch)
 
     def tell(steps, loss):
         # several steps are handed over at a time, the last ones too
@@ -390,7 +389,7 @@ def train_epoch(
         check_loss(loss, f"the loss in epoch {epoch}, batch {number}", config.learning_rate)
         watcher.batch(epoch, number)
 
-    fitted, raw = run_steps(learner, inputs, wanted, config.batch_size, tell)
+    fitted, raw = run_steps(learner, inputs, goals, config.batch_size, tell)
     # Keras has put the average in the place of the weights
     averaged = _copy(trained) if config.average else []
     # its own copy: JAX gives away the arrays that it judges with, and the optimizer needs its own
@@ -403,9 +402,8 @@ def train_epoch(
         "val_accuracy": None,
     }
     if len(parts[1]):
-        held_out, one_hot = {"index": parts[1].astype(np.int32)}, np.eye(10, dtype=np.float32)[
-            labels[parts[1]]
-        ]
+        held_out = {"index": parts[1].astype(np.int32)}
+        one_hot = np.eye(10, dtype=np.float32)[labels[parts[1]]]
         options = {"batch_size": JUDGED_AT_ONCE, "verbose": 0, "callbacks": [interrupt_callback()]}
         judged = learner.evaluate(held_out, one_hot, return_dict=True, **options)
         check_loss(judged["loss"], f"the validation loss after epoch {epoch}", config.learning_rate)

@@ -80,11 +80,11 @@ def find_record(
         return None
     if not (folder / "config.json").exists():
         raise TrainError(
-            f"the folder {folder} is not empty, and no run: expected a new folder, or the run of"
+            f"the folder {folder} is not empty, and not a run: expected a new folder, or the run of"
             " these settings; name another"
         )
     old = TrainConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
-    # it may go on on other devices
+    # it may resume on other devices
     if old.identity != replace(config, device=old.device, distribution=old.distribution).identity:
         new, kept = (json.loads(one.to_json()) for one in (config, old))
         changes = ", ".join(
@@ -176,21 +176,19 @@ def train(
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only its train split is used
     progress: bool = True,  # show a bar on a terminal, and a curve in a notebook
 ) -> Run:  # finished
-    """Train a network, go on with a run that was cut off, or return the run of these settings if it
+    """Train a network, resume a run that was cut off, or return the run of these settings if it
     is finished.
 
     `TrainError` or Ctrl-C leave the last checkpoint and the log; calling again resumes from there.
-    Ctrl-C
-    is `Interrupted`: it stops after the steps under way, and says how far the run has come.
+    Ctrl-C is `Interrupted`: it stops after the steps under way, and says how far the run has come.
     """
     folder = run_folder(config, folder)
     if (find_record(folder, config) or {}).get("status") == "finished":
         return load_run(folder)
     with interruptible():
         data = load_fashion_mnist() if data is None else data
-        parts, wishes = _parts(data.train.labels, config), beliefs(
-            data.train.labels, config.teacher
-        )
+        parts = _parts(data.train.labels, config)
+        wishes = beliefs(data.train.labels, config.teacher)
         soft = soft_labels_hash(config.teacher, data_hashes(data.train))
         with placed(config, len(parts[0]), len(parts[1])) as device, _resumable(config, folder):
             _make(folder)
@@ -222,7 +220,7 @@ def resume(
     data: FashionMNIST | None = None,  # the images that it was begun on
     progress: bool = True,  # as for `train`
 ) -> Run:  # finished
-    "Go on with a run that was cut off, with its own settings; a finished one is returned."
+    "Resume a run that was cut off, with its own settings; a finished one is returned."
     return train(load_run(folder).config, folder, data, progress)
 
 

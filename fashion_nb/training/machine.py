@@ -82,7 +82,7 @@ _EXTENSIONS = {
 }
 
 # %% ../../nbs/api/training/05_machine.ipynb #9931277a
-def git_commit() -> str | None:  # for instance '1c0ffee…' or '1c0ffee…-dirty'; None where git does not track the package
+def git_commit() -> str | None:  # such as '1c0ffee…-dirty'; None where git does not track it
     "The commit of this package's source."
     folder = Path(util.find_spec("fashion_nb").origin).parent
 

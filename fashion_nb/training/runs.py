@@ -187,7 +187,7 @@ class Run:
 
     folder: Path  # config.json, record.json, log.csv, checkpoints/, tensorboard/, model.keras
     config: TrainConfig  # what was asked for
-    record: dict  # status, seconds, sessions with device, versions and commit, data, openings of the test images
+    record: dict  # status, seconds, sessions, data, openings of the test images
 
     @property
     def history(self):  # data frame: epoch, loss, accuracy, val_loss, val_accuracy, seconds
@@ -209,7 +209,7 @@ class Run:
 
     def model(
         self,
-        which: int | str = "last",  # 'last', 'best' by validation, or the number of an epoch that is kept
+        which: int | str = "last",  # 'last', 'best' by validation, or an epoch that is kept
     ):  # a Keras model, from uint8 or float pixels 0..255 to ten probabilities
         "The network as it was after an epoch; where that was not kept, `TrainError`."
         return _model_of(self, which)
@@ -291,7 +291,7 @@ def _run_html(
 def load_run(
     folder: Path | str,  # what `train` has filled
 ) -> Run:  # the run, whatever its status
-    "Read a run back from its folder; one that is no run, or is damaged, raises `TrainError`."
+    "Read a run back from its folder; one that is not a run, or is damaged, raises `TrainError`."
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise TrainError(f"{folder} is not a folder: expected the folder of a run")
@@ -306,7 +306,7 @@ def load_run(
 # %% ../../nbs/api/training/07_runs.ipynb #1ed6de2c
 def list_runs(
     folder: Path | str = "runs",  # where runs lie, one folder each
-) -> list[Run]:  # by name; what is no run is left out, a damaged one with a warning
+) -> list[Run]:  # by name; what is not a run is left out, a damaged one with a warning
     "The runs below a folder."
     folder, runs = Path(folder).expanduser(), []
     if not folder.is_dir():

@@ -104,4 +104,4 @@ def make_optimizer(
 
 # %% ../../nbs/api/training/01_schedules.ipynb #6a6344a8
 class TrainError(FashionNbError):
-    "A training that cannot start or go on, or a run's folder that cannot be used."
+    "A training that cannot start or resume, or a run's folder that cannot be used."

@@ -127,7 +127,7 @@ def load_soft_labels(
         )
     if not (found.min() >= 0 and np.allclose(found.sum(axis=1), 1, atol=0.02)):
         raise TrainError(
-            f"the soft labels {name!r} are no probabilities: expected rows that sum to one; make"
+            f"the soft labels {name!r} are not probabilities: expected rows that sum to one; make"
             " them again"
         )
     return found / found.sum(axis=1, keepdims=True)
