@@ -160,7 +160,7 @@ def test_the_reports_numbers_agree_with_each_other_and_with_the_terminal(reporte
         in accuracy
     )
     assert "page/index.html" in report
-    assert f"hit rate {evaluation['hit_rate']:.4f}" in (folder / "page/metrics.txt").read_text(
+    assert f"accuracy {evaluation['hit_rate']:.4f}" in (folder / "page/metrics.txt").read_text(
         encoding="utf-8"
     )
     assert evaluation["hit_rate"] > 0.8

@@ -51,7 +51,7 @@ LABELS = np.repeat(np.arange(10, dtype=np.uint8), 100)
 
 
 def network(accuracy, seed, labels=LABELS, name="made", details=None):
-    "An evaluation with about this hit rate; wrong answers and probabilities are drawn."
+    "An evaluation with about this accuracy; wrong answers and probabilities are drawn."
     random = np.random.default_rng(seed)
     answers = np.where(
         random.random(len(labels)) < accuracy,
@@ -141,7 +141,7 @@ def test_comparison_counts_what_a_loop_counts():
         table[int(first != label), int(second != label)] += 1
     found = compare(a, b)
     np.testing.assert_array_equal(found.table, table)
-    assert found.difference == pytest.approx(a.hit_rate - b.hit_rate)
+    assert found.difference == pytest.approx(a.accuracy - b.accuracy)
     assert set(found.differ["image"]) == set(np.flatnonzero(a.predictions != b.predictions))
     assert (found.differ["right"] == "first").sum() == table[0, 1] and (
         found.differ["right"] == "second"
@@ -210,8 +210,8 @@ def test_identical_networks_do_not_differ(recwarn):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: compare(a_network, None), "a NoneType cannot be compared"),
-        (lambda: compare("run", a_network), "a str cannot be compared"),
+        (lambda: compare(a_network, None), "type NoneType cannot be compared"),
+        (lambda: compare("run", a_network), "type str cannot be compared"),
         (
             lambda: compare(a_network, Evaluation.from_json(a_network.to_json())),
             "no answers image by image",
@@ -244,7 +244,7 @@ def test_identical_networks_do_not_differ(recwarn):
         ),
         (lambda: compare_seeds([0.9, 0.8], [], names=("x", "y")), "y has 0 runs"),
         (lambda: compare_seeds([a_network] * 2, [0.9, 0.8]), "gave the same probabilities"),
-        (lambda: compare_seeds([90, 91], [80, 81]), "hit rates from 0 to 1"),
+        (lambda: compare_seeds([90, 91], [80, 81]), "accuracies from 0 to 1"),
         (
             lambda: compare_seeds(
                 [a_network, network(0.9, 5)], [network(0.9, k, LABELS[:500]) for k in (1, 2)]
@@ -448,7 +448,7 @@ def test_a_twin_that_is_its_own_mirror_image_is_not_called_mirrored():
 
 def test_a_slice_without_an_image_is_left_out(small, monkeypatch):
     monkeypatch.setattr(
-        "fashion_nb.compare.train_twins",
+        "fashion_nb.evaluation.slices.train_twins",
         lambda data, limit: pd.DataFrame({"image": np.array([], int)}),
     )
     assert list(slice_masks(small)) == [
@@ -512,8 +512,9 @@ def test_plots_say_what_the_frames_say():
 
 def test_importing_it_loads_no_framework():
     code = (
-        "import sys, fashion_nb.compare; print([m for m in ('tensorflow', 'keras', 'torch', 'jax',"
-        " 'sklearn', 'matplotlib', 'pandas') if m in sys.modules])"
+        "import sys; from fashion_nb.evaluation import comparison, seeds, slices; print([m for m in"
+        " ('tensorflow', 'keras', 'torch', 'jax', 'sklearn', 'matplotlib', 'pandas')"
+        " if m in sys.modules])"
     )
     found = subprocess.run(
         [sys.executable, "-c", code],

@@ -314,7 +314,7 @@ WRONG = [
 
 @pytest.mark.parametrize("name, value", WRONG)
 def test_json_with_a_wrong_value_is_refused(some, name, value):
-    with pytest.raises(EvaluateError, match="these are no saved metrics"):
+    with pytest.raises(EvaluateError, match="these are not saved metrics"):
         Evaluation.from_json(json.dumps(json.loads(some.to_json()) | {name: value}))
 
 
@@ -322,7 +322,7 @@ def test_json_with_a_wrong_value_is_refused(some, name, value):
 def test_json_without_a_value_is_refused(some, name):
     values = json.loads(some.to_json())
     del values[name]
-    with pytest.raises(EvaluateError, match="these are no saved metrics"):
+    with pytest.raises(EvaluateError, match="these are not saved metrics"):
         Evaluation.from_json(json.dumps(values))
 
 
@@ -386,7 +386,7 @@ def test_the_splits_of_a_run(run, data):
 
 def test_validation_is_what_the_run_logged(run, data):
     evaluation = evaluate(run, "validation", data)
-    assert evaluation.hit_rate == pytest.approx(run.history.val_accuracy.iloc[-1], abs=1e-6)
+    assert evaluation.accuracy == pytest.approx(run.history.val_accuracy.iloc[-1], abs=1e-6)
     assert evaluation.negative_log_likelihood == pytest.approx(
         run.history.val_loss.iloc[-1], abs=1e-4
     )
@@ -573,7 +573,7 @@ def test_accuracy_table_keeps_configurations_apart(some):
 
 def test_results_table_beside_the_published_rows(some):
     table = results_table([some])
-    assert table.shape == (3, 11) and table.loc["some", "Acc"] == f"{some.hit_rate:.4f}"
+    assert table.shape == (3, 11) and table.loc["some", "Acc"] == f"{some.accuracy:.4f}"
 
 
 def test_reliability_diagram(some):

@@ -184,9 +184,15 @@ def test_other_things_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "empty").mkdir()
     for name, words in [
-        ("text.png", "not a picture"), ("script.eps", "not a picture"), ("dot.png", "1 × 1 pixels"), ("plain.png", "nothing that differs"),
-        ("strip.png", "at least 8"), ("pipe.png", "is not a file"), ("none.png", "there is no file"), ("empty", "is not a file"),
-    ]:  # fmt: skip
+        ("text.png", "not a picture"),
+        ("script.eps", "not a picture"),
+        ("dot.png", "1 × 1 pixels"),
+        ("plain.png", "nothing that differs"),
+        ("strip.png", "at least 8"),
+        ("pipe.png", "is not a file"),
+        ("none.png", "there is no file"),
+        ("empty", "is not a file"),
+    ]:
         refused(tmp_path / name, words)
     with pytest.raises(PredictError, match="holds no pictures"):
         predict_files(tmp_path / "empty")
@@ -208,9 +214,13 @@ def test_other_networks_are_refused(boot):
         return keras.Sequential(layers, name="other")
 
     for model, words in [
-        (network((28, 28, 3), 10), r"\(28, 28, 3\)"), (network((28, 28, 1), 100), r"\(100,\)"),
-        (network((28, 28, 1), 10, "linear"), "no probabilities"), (keras.Sequential(), "is no network|takes"), (3, "int is no network"), ("lenet", "no network .lenet. comes with"),
-    ]:  # fmt: skip
+        (network((28, 28, 3), 10), r"\(28, 28, 3\)"),
+        (network((28, 28, 1), 100), r"\(100,\)"),
+        (network((28, 28, 1), 10, "linear"), "not probabilities"),
+        (keras.Sequential(), "is not a network|takes"),
+        (3, "int is not a network"),
+        ("lenet", "no network .lenet. comes with"),
+    ]:
         with pytest.raises((PredictError), match=words):
             predict(boot, model)
     assert predict(boot, network((28, 28, 1), 10)).novelty == predict(boot).novelty
@@ -279,7 +289,7 @@ def test_damaged_shipped_files_are_noticed(name, tmp_path):
 
 def test_importing_it_is_light():
     code = (
-        "import sys, fashion_nb.predict; print(*sorted({'keras', 'tensorflow', 'scipy',"
+        "import sys, fashion_nb.prediction.predict; print(*sorted({'keras', 'tensorflow', 'scipy',"
         " 'matplotlib', 'PIL', 'pandas'} & set(sys.modules)))"
     )
     assert (

@@ -247,7 +247,7 @@ def report_command(output, **settings):
     evaluation, verification = write_report(output, config, tell=click.echo)
     low, high = evaluation.interval
     click.echo(
-        f"accuracy    {evaluation.hit_rate:.2%} on test, 95 % interval {low:.2%} to {high:.2%}"
+        f"accuracy    {evaluation.accuracy:.2%} on test, 95 % interval {low:.2%} to {high:.2%}"
     )
     click.echo(f"report      {output / 'index.html'}, metrics.json, metrics.txt")
     if different := [row["model"] for row in verification if not row["equal"]]:

@@ -40,8 +40,8 @@ def smallest_difference(
     differing: int,  # b + c: images that exactly one of the two gets right
     total: int,  # n: all images
     level: float = 0.05,  # the p value to stay below
-) -> float:  # of the hit rates, from 0 to 1; infinite where so few images can show nothing
-    "The smallest difference of two hit rates that McNemar's exact test tells from chance."
+) -> float:  # of the accuracies, from 0 to 1; infinite where so few images can show nothing
+    "The smallest difference of two accuracies that McNemar's exact test tells from chance."
     if not (0 <= differing <= total and total > 0 and 0 < level < 1):
         raise CompareError(
             f"{differing} of {total} images differ and the level is {level}: "
@@ -62,7 +62,7 @@ def bootstrap_interval(
     resamples: int = 10_000,  # how often the test set is drawn anew
     seed: int = 0,  # of the draws
 ) -> tuple[float, float]:  # lower and upper end of the first rate minus the second, from -1 to 1
-    "The paired bootstrap interval of the difference of two hit rates (percentile method)."
+    "The paired bootstrap interval of the difference of two accuracies (percentile method)."
     rest = total - only_first - only_second
     if (
         min(only_first, only_second, rest) < 0
@@ -90,8 +90,8 @@ def _check_same_images(
     for one in evaluations:
         if not isinstance(one, Evaluation):
             raise CompareError(
-                f"a {type(one).__name__} cannot be compared: expected evaluations, as `evaluate`"
-                " gives them"
+                f"an object of type {type(one).__name__} cannot be compared: expected evaluations,"
+                " as `evaluate` gives them"
             )
         if one.predictions is None or one.probabilities is None:
             raise CompareError(
@@ -122,10 +122,10 @@ class Comparison:
     "Two networks on the same images; it shows itself in a notebook."
 
     names: tuple[str, str]  # of the first and the second network
-    table: np.ndarray  # (2, 2) counts: rows are the first right, wrong; columns the second right, wrong
+    table: np.ndarray  # (2, 2) counts: rows: the first right, wrong; columns: the second
     p: float  # McNemar's exact test, uncorrected
     interval: tuple[float, float]  # of the difference, by the paired bootstrap
-    differ: object  # data frame: image, label, first, second (answers), right, and the probabilities of both answers
+    differ: object  # data frame: image, label, both answers and their probabilities, right
     details: dict = field(default_factory=dict)  # confidence, resamples, seed
 
     @property
@@ -135,7 +135,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:  # from -1 to 1; above zero where the first is better
-        "The first hit rate minus the second."
+        "The first accuracy minus the second."
         return int(self.table[0, 1] - self.table[1, 0]) / self.total
 
     def to_text(self) -> str:  # seven lines
@@ -271,13 +271,12 @@ def compare(
 ) -> Comparison:
     """Compare two trained networks image by image; evaluations of different images raise
     `CompareError`."""
+    from sklearn.metrics import confusion_matrix
+
     _check_same_images([a, b])
     kept = _mask(images, len(a.labels))
     right = [(one.predictions == one.labels)[kept] for one in (a, b)]
-    table = np.array([
-        [(first & second).sum() for second in (right[1], ~right[1])]
-        for first in (right[0], ~right[0])
-    ])
+    table = confusion_matrix(*right, labels=[True, False])
     only_first, only_second = int(table[0, 1]), int(table[1, 0])
     interval = bootstrap_interval(
         only_first, only_second, int(kept.sum()), confidence, resamples, seed

@@ -73,8 +73,8 @@ def _resolve(
         return None, run_or_model
     found = type(run_or_model).__name__
     raise EvaluateError(
-        f"a {found} cannot be evaluated: expected a Run, the folder of one, a .keras file or a"
-        " Keras model"
+        f"an object of type {found} cannot be evaluated: expected a Run, the folder of one, a"
+        " .keras file or a Keras model"
     )
 
 # %% ../../nbs/api/evaluation/03_evaluation.ipynb #1b8aa046
@@ -177,10 +177,10 @@ def _probabilities(
 
 # %% ../../nbs/api/evaluation/03_evaluation.ipynb #f2521ac1
 def evaluate(
-    run_or_model,  # a `Run`, the folder of one, a .keras file, or a Keras model that gives probabilities
-    split: str = "test",  # or 'validation' or 'train', the two parts that a run made of the train split
+    run_or_model,  # a `Run`, its folder, a .keras file, or a Keras model that gives probabilities
+    split: str = "test",  # or 'validation' or 'train', the run's two parts of the train split
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST
-    flip_averaged: bool = False,  # average the answers to each image and its mirror image, at twice the cost
+    flip_averaged: bool = False,  # average over each image and its mirror image, at twice the cost
 ) -> Evaluation:
     """Evaluate a trained network; with a run, each opening of test is counted in its record. Else
     `EvaluateError`."""

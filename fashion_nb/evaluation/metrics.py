@@ -7,8 +7,8 @@ __all__ = ['SMALLEST', 'EvaluateError', 'wilson_interval', 'class_scores', 'nega
            'Calibration', 'calibration']
 
 # %% ../../nbs/api/evaluation/01_metrics.ipynb #1fa7885d
+import warnings
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -25,25 +25,24 @@ def wilson_interval(
     total: int,  # all answers, at least 1
     confidence: float = 0.95,  # the share of such intervals that hold the true rate
 ) -> tuple[float, float]:  # lower and upper end, from 0 to 1
-    """Wilson's score interval of a rate (E. B. Wilson, 1927); impossible counts raise
+    """Wilson's score interval of a rate (E. B. Wilson, 1927), by scipy; impossible counts raise
     `EvaluateError`."""
+    from scipy.stats import binomtest
+
     if not (0 <= right <= total and total > 0 and 0 < confidence < 1):
         raise EvaluateError(
             f"no interval for {right} of {total} at confidence {confidence}: "
             "expected 0 <= right <= total, at least one answer, and a confidence between 0 and 1"
         )
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate, stretch = right / total, 1 + z * z / total
-    centre = (rate + z * z / (2 * total)) / stretch
-    half = z / stretch * (rate * (1 - rate) / total + z * z / (4 * total * total)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = binomtest(right, total).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 # %% ../../nbs/api/evaluation/01_metrics.ipynb #8b8fa729
 def class_scores(
     labels: np.ndarray,  # (N,) true classes
     predictions: np.ndarray,  # (N,) predicted classes
     names: tuple[str, ...] = CLASS_NAMES,  # of the classes 0, 1, 2 …
-):  # two data frames with precision, recall, f1, support: one row a class; and the averages 'macro' and 'weighted'
+):  # two data frames (precision, recall, f1, support): a row a class; 'macro' and 'weighted' means
     """Precision, recall and F1 of each class, by scikit-learn, and their means, plain and weighted
     by support."""
     import pandas as pd
@@ -85,10 +84,15 @@ def brier_score(
     probabilities: np.ndarray,  # (N, K), rows sum to one
 ) -> float:  # from 0, perfect, to 2, sure and always wrong
     """The mean squared distance between probabilities and answer (G. W. Brier, 1950), summed over
-    the classes."""
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    answers = np.eye(probabilities.shape[1])[labels]
-    return float(((probabilities - answers) ** 2).sum(axis=1).mean())
+    the classes, by scikit-learn."""
+    from sklearn.metrics import brier_score_loss
+
+    probabilities = np.asarray(probabilities, dtype=np.float64).clip(0, 1)
+    classes = range(probabilities.shape[1])
+    with warnings.catch_warnings():
+        # rounded to two bytes, the rows sum to one only nearly
+        warnings.filterwarnings("ignore", message="The y_prob values do not sum to one")
+        return brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False)
 
 # %% ../../nbs/api/evaluation/01_metrics.ipynb #36a2810e
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,7 @@ class Calibration:
 
     bins: int  # asked for; those without an image are left out of the table
     adaptive: bool  # bins of about equally many images, rather than of equal width
-    table: object  # data frame, a row a bin: low and high end, images, their mean confidence, their accuracy
+    table: object  # data frame, a row a bin: low, high, images, (mean) confidence, accuracy
 
     @property
     def error(self) -> float:  # from 0 to 1
@@ -110,7 +114,7 @@ class Calibration:
 
     @property
     def overconfidence(self) -> float:  # above 0: too sure; below: too modest
-        "Mean confidence less the hit rate."
+        "Mean confidence less the accuracy."
         return float(
             ((self.table.confidence - self.table.accuracy) * self.table.images).sum()
             / self.table.images.sum()
@@ -126,7 +130,7 @@ def calibration(
     labels: np.ndarray,  # (N,) true classes
     probabilities: np.ndarray,  # (N, K), rows sum to one
     bins: int = 15,  # at most so many
-    adaptive: bool = False,  # borders at the quantiles of the confidence, rather than at equal distances
+    adaptive: bool = False,  # borders at the confidence's quantiles, not at equal distances
 ) -> Calibration:
     """Compare how sure the answers are with how many are right; a number of bins below 1 raises
     `EvaluateError`."""

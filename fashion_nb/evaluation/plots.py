@@ -49,7 +49,7 @@ def plot_confusion(
 # %% ../../nbs/api/evaluation/04_plots.ipynb #05675084
 def mistakes(
     evaluation: Evaluation,  # with its probabilities
-):  # data frame, most confident first: image (its index), label, prediction, probability of the prediction
+):  # data frame, most confident first: image (its index), label, prediction, probability
     "The images that the model got wrong; an evaluation without its arrays raises `EvaluateError`."
     import pandas as pd
 
@@ -198,7 +198,7 @@ def results_table(
         else []
     )
     rows += [
-        (name, row(one.per_class.precision, one.per_class.recall, one.hit_rate))
+        (name, row(one.per_class.precision, one.per_class.recall, one.accuracy))
         for name, one in named
     ]
     index = pd.Index([name for name, _ in rows], name="Model Name")
@@ -209,13 +209,13 @@ def accuracy_table(
     evaluations,  # `Evaluation`s of runs, whose details hold the configuration
     published: bool = True,  # start with a row for each published figure?
 ):  # data frame, a row a configuration: model, augmentation, epochs, published, mean, std, runs
-    "Hit rates of runs that differ only in their seed, averaged, beside the published accuracies."
+    "Accuracies of runs that differ only in their seed, averaged, beside the published accuracies."
     import pandas as pd
 
     rates, rows = {}, []
     for one in evaluations:
         settings = {**one.details["config"], "seed": None}
-        rates.setdefault(json.dumps(settings, sort_keys=True), []).append(one.hit_rate)
+        rates.setdefault(json.dumps(settings, sort_keys=True), []).append(one.accuracy)
     for text, group in rates.items():
         settings = json.loads(text)
         named = {

@@ -42,13 +42,13 @@ class _Rates:
         return int(self.confusion.trace())
 
     @property
-    def hit_rate(self) -> float:  # from 0 to 1
+    def accuracy(self) -> float:  # from 0 to 1
         "Right answers / all."
         return self.right / self.total
 
     @property
     def interval(self) -> tuple[float, float]:  # lower and upper end
-        "Wilson's 95 % interval of the hit rate."
+        "Wilson's 95 % interval of the accuracy."
         return wilson_interval(self.right, self.total)
 
 # %% ../../nbs/api/evaluation/02_scores.ipynb #c11a7f1a
@@ -58,7 +58,7 @@ class _Answers(_Rates):
     def top_confusions(
         self,
         number: int = 10,  # at most so many
-    ):  # data frame, the most frequent first: label, prediction, images, share of the label's images
+    ):  # data frame, most frequent first: label, prediction, images, share (of the label's)
         "What is most often taken for what."
         import pandas as pd
 
@@ -95,7 +95,7 @@ class Evaluation(_Answers):
     probabilities: np.ndarray | None = None  # (N, 10) float32; None where only the JSON was kept
     labels: np.ndarray | None = None  # (N,) uint8
     predictions: np.ndarray | None = None  # (N,) uint8, the most probable class
-    details: dict = field(default_factory=dict)  # split, flip_averaged, run, configuration, hashes of the images, device
+    details: dict = field(default_factory=dict)  # split, run, configuration, hashes, device …
     negative_log_likelihood: float | None = None  # in nats for one image
     brier_score: float | None = None  # from 0 to 2
     calibrations: tuple[Calibration, ...] = ()  # in 15 bins, equal and adaptive
@@ -106,7 +106,7 @@ class Evaluation(_Answers):
 
     @staticmethod
     def from_json(text: str) -> "Evaluation":  # what `to_json` gives
-        "The evaluation without its arrays; a text that is none raises `EvaluateError`."
+        "The evaluation without its arrays; any other text raises `EvaluateError`."
         return _from_json(text)
 
     def to_text(self) -> str:  # about 40 lines
@@ -158,7 +158,7 @@ def score(
         and np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)
     ):
         raise EvaluateError(
-            f"the outputs of {model!r} are no probabilities: expected rows that sum to 1, as a"
+            f"the outputs of {model!r} are not probabilities: expected rows that sum to 1, as a"
             " softmax gives"
         )
     predictions = probabilities.argmax(axis=1).astype(np.uint8)
@@ -168,8 +168,9 @@ def score(
         *(model, confusion, per_class, averages, probabilities, labels, predictions, details or {}),
         negative_log_likelihood=negative_log_likelihood(labels, probabilities),
         brier_score=brier_score(labels, probabilities),
-        calibrations=tuple(calibration(labels, probabilities, 15, adaptive) for adaptive in (False,
-            True)),
+        calibrations=tuple(
+            calibration(labels, probabilities, 15, adaptive) for adaptive in (False, True)
+        ),
     )
 
 # %% ../../nbs/api/evaluation/02_scores.ipynb #fcf60549
@@ -182,7 +183,7 @@ def _to_json(
         "model": evaluation.model,
         "images": evaluation.total,
         "right": evaluation.right,
-        "hit_rate": evaluation.hit_rate,
+        "hit_rate": evaluation.accuracy,
         "interval": {"method": "Wilson", "confidence": 0.95, "low": low, "high": high},
         "per_class": evaluation.per_class.to_dict("index"),
         "averages": evaluation.averages.to_dict("index"),
@@ -191,8 +192,12 @@ def _to_json(
         "negative_log_likelihood": evaluation.negative_log_likelihood,
         "brier_score": evaluation.brier_score,
         "calibrations": [
-            {"bins": one.bins, "adaptive": one.adaptive, "error": one.error,
-                "table": one.table.to_dict("list")}
+            {
+                "bins": one.bins,
+                "adaptive": one.adaptive,
+                "error": one.error,
+                "table": one.table.to_dict("list"),
+            }
             for one in evaluation.calibrations
         ],
         "details": evaluation.details,
@@ -254,7 +259,7 @@ def _from_json(
         whole = whole and isinstance(evaluation.model, str)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise EvaluateError(
-            f"these are no saved metrics ({error!r}): expected what to_json() writes; evaluate"
+            f"these are not saved metrics ({error!r}): expected what to_json() writes; evaluate"
             " again"
         ) from None
     if (
@@ -310,7 +315,7 @@ def _to_text(
     lines = [
         f"{evaluation.model} on {evaluation.total:,} images{_conditions(evaluation.details)}",
         (
-            f"hit rate {evaluation.hit_rate:.4f} ({evaluation.right:,} right), 95 % interval"
+            f"accuracy {evaluation.accuracy:.4f} ({evaluation.right:,} right), 95 % interval"
             f" {low:.4f} to {high:.4f} (Wilson)"
         ),
         *_belief(evaluation),
@@ -321,7 +326,8 @@ def _to_text(
     for table, suffix in ((evaluation.per_class, ""), (evaluation.averages, " average")):
         for name, row in table.iterrows():
             lines.append(
-                f"{name + suffix:18}{row.precision:10.3f}{row.recall:10.3f}{row.f1:10.3f}{int(row.support):10,}"
+                f"{name + suffix:18}{row.precision:10.3f}{row.recall:10.3f}{row.f1:10.3f}"
+                f"{int(row.support):10,}"
             )
         lines.append("")
     lines.append("confusion: a row for each label, a column for each prediction, in the same order")
@@ -347,8 +353,8 @@ def _to_html(
     )
     belief = "".join(f"<br>{line}" for line in _belief(evaluation))
     return (
-        f"<p>{heading}: {evaluation.right:,} of {evaluation.total:,} right, hit rate"
-        f" {evaluation.hit_rate:.2%}, 95 % interval {low:.2%} to {high:.2%}{belief}</p>{table}"
+        f"<p>{heading}: {evaluation.right:,} of {evaluation.total:,} right, accuracy"
+        f" {evaluation.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%}{belief}</p>{table}"
     )
 
 # %% ../../nbs/api/evaluation/02_scores.ipynb #7bcc0a74
@@ -414,7 +420,11 @@ def load_evaluation(
                 arrays[name] for name in ("probabilities", "labels", "predictions")
             )
         again = score(labels, from_half(probabilities))
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, EvaluateError) as error:
+    except (
+        *(OSError, ValueError, KeyError, IndexError, EOFError),
+        zipfile.BadZipFile,
+        EvaluateError,
+    ) as error:
         raise EvaluateError(
             f"{folder} has no evaluation that can be read ({error}): evaluate again"
         ) from None

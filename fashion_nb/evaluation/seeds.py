@@ -6,6 +6,7 @@
 __all__ = ['welch', 'SeedComparison', 'compare_seeds', 'holm', 'compare_many', 'plot_comparisons']
 
 # %% ../../nbs/api/evaluation/06_seeds.ipynb #29471f5e
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -26,10 +27,10 @@ def welch(
     first: np.ndarray,  # figures of the first side, two or more
     second: np.ndarray,  # of the second
     confidence: float = 0.95,  # of the interval
-) -> tuple[float, float, float]:  # p value, half the width of the interval of the difference, degrees of freedom
-    """Welch's t-test of two means, two-sided (B. L. Welch, 1947); sides without any spread raise
-    `CompareError`."""
-    from scipy.stats import t
+) -> tuple[float, float, float]:  # p value, half-width of the difference's interval, degrees
+    """Welch's t-test of two means, two-sided (B. L. Welch, 1947), by scipy; sides without any
+    spread raise `CompareError`."""
+    from scipy.stats import ttest_ind
 
     first, second = (np.asarray(side, dtype=float) for side in (first, second))
     if (
@@ -42,20 +43,19 @@ def welch(
             " expected two or more figures on either side, not all alike, and a confidence between"
             " 0 and 1"
         )
-    parts = [side.var(ddof=1) / len(side) if np.ptp(side) else 0.0 for side in (first, second)]
-    error = np.sqrt(sum(parts))
-    degrees = sum(parts) ** 2 / (
-        parts[0] ** 2 / (len(first) - 1) + parts[1] ** 2 / (len(second) - 1)
-    )
-    p = 2 * t.sf(abs(first.mean() - second.mean()) / error, degrees)
-    return float(p), float(t.ppf((1 + confidence) / 2, degrees) * error), float(degrees)
+    with warnings.catch_warnings():
+        # one side may be all alike: its variance is zero, and that is no loss of precision
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        found = ttest_ind(first, second, equal_var=False)
+        low, high = found.confidence_interval(confidence)
+    return float(found.pvalue), float(high - low) / 2, float(found.df)
 
 # %% ../../nbs/api/evaluation/06_seeds.ipynb #b78cb15c
 def _rates(
-    runs: list,  # evaluations, or hit rates from 0 to 1
+    runs: list,  # evaluations, or accuracies from 0 to 1
     name: str,  # for the message
 ) -> np.ndarray:  # (runs,) float64
-    "The hit rate of each run; fewer than two, or what is none, raise `CompareError`."
+    "The accuracy of each run; fewer than two, or anything else, raise `CompareError`."
     runs = list(runs)
     if len(runs) < 2:
         count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
@@ -71,14 +71,14 @@ def _rates(
                     f"runs {i} and {j} of {name} gave the same probabilities: expected runs with"
                     " different seeds"
                 )
-        runs = [one.hit_rate for one in runs]
+        runs = [one.accuracy for one in runs]
     try:
         rates = np.array(runs, dtype=float)
     except (TypeError, ValueError):
         rates = np.empty((0, 0))
     if rates.ndim != 1 or not ((0 <= rates) & (rates <= 1)).all():
         raise CompareError(
-            f"the runs of {name} are {runs!r}: expected evaluations, or hit rates from 0 to 1, and"
+            f"the runs of {name} are {runs!r}: expected evaluations, or accuracies from 0 to 1, and"
             " not a mixture"
         )
     return rates
@@ -89,15 +89,15 @@ class SeedComparison:
     "Two recipes, each trained several times; it shows itself in a notebook."
 
     names: tuple[str, str]  # of the first and the second recipe
-    rates: tuple[np.ndarray, np.ndarray]  # the hit rate of each run
+    rates: tuple[np.ndarray, np.ndarray]  # the accuracy of each run
     p: float  # Welch's t-test, not corrected for other comparisons
     interval: tuple[float, float]  # of the difference of the means: other seeds, the same images
-    wide_interval: tuple[float, float] | None  # other seeds and other images; None where only rates were given
+    wide_interval: tuple[float, float] | None  # over seeds and images; None with rates alone
     details: dict = field(default_factory=dict)  # confidence, degrees_of_freedom
 
     @property
     def difference(self) -> float:  # from -1 to 1; above zero where the first is better
-        "The mean hit rate of the first minus that of the second."
+        "The mean accuracy of the first minus that of the second."
         return float(self.rates[0].mean() - self.rates[1].mean())
 
     def to_frame(self):  # data frame, one row a recipe: runs, mean, deviation, lowest, highest
@@ -140,7 +140,7 @@ def _wide_interval(
 
 # %% ../../nbs/api/evaluation/06_seeds.ipynb #6382b25e
 def compare_seeds(
-    a_runs: list,  # the first recipe's runs: evaluations, or hit rates from 0 to 1; two or more
+    a_runs: list,  # the first recipe's runs: evaluations, or accuracies from 0 to 1; two or more
     b_runs: list,  # the second recipe's, likewise
     names: tuple[str, str] | None = None,  # how to call them; None takes the models' names
     confidence: float = 0.95,  # of the intervals
@@ -213,7 +213,7 @@ def _kind(
 
 # %% ../../nbs/api/evaluation/06_seeds.ipynb #90898011
 def compare_many(
-    named: Mapping,  # name: evaluation, or name: list of runs (evaluations or hit rates)
+    named: Mapping,  # name: evaluation, or name: list of runs (evaluations or accuracies)
     against: str | None = None,  # compare each with this one only; None compares all pairs
     level: float = 0.05,  # chance of any false alarm among all these comparisons
     **options,  # passed on: confidence, and for evaluations images, resamples, seed
@@ -250,17 +250,17 @@ def plot_comparisons(
         if ax is not None
         else plt.subplots(figsize=(6.5, 0.8 + 0.27 * len(frame)), layout="constrained")[1]
     )
-    colours = sns.color_palette("colorblind")
+    colors = sns.color_palette("colorblind")
     frame = frame.sort_values("difference", kind="stable", ignore_index=True)
     for place, row in enumerate(frame.to_dict("records")):
-        colour = colours[0] if row["differs"] else colours[7]
-        ax.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=1.5)
+        color = colors[0] if row["differs"] else colors[7]
+        ax.plot([100 * row["low"], 100 * row["high"]], [place, place], color=color, linewidth=1.5)
         ax.plot(
             100 * row["difference"],
             place,
             "o",
-            color=colour,
-            markerfacecolor=colour if row["differs"] else "white",
+            color=color,
+            markerfacecolor=color if row["differs"] else "white",
         )
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
     ax.set_yticks(
@@ -268,5 +268,5 @@ def plot_comparisons(
         [f"{first} – {second}" for first, second in zip(frame["first"], frame["second"])],
         fontsize=8,
     )
-    ax.set(xlabel="difference of the hit rates in points")
+    ax.set(xlabel="difference of the accuracies in points")
     return ax

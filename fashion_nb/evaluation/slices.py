@@ -28,8 +28,8 @@ def slice_scores(
     evaluation: Evaluation,  # with its answers
     masks: Mapping,  # name: mask (N,) of booleans, or numbers of images
     confidence: float = 0.95,  # of the intervals
-):  # data frame, one row a slice: images, right, hit_rate, low, high
-    """Hit rate and Wilson interval on slices of the images; an impossible slice raises
+):  # data frame, one row a slice: images, right, accuracy, low, high
+    """Accuracy and Wilson interval on slices of the images; an impossible slice raises
     `CompareError`."""
     import pandas as pd
 
@@ -43,7 +43,7 @@ def slice_scores(
         count, total = int(right[mask].sum()), int(mask.sum())
         rows.append((total, count, count / total, *wilson_interval(count, total, confidence)))
     return pd.DataFrame(
-        rows, pd.Index(masks, name="slice"), ["images", "right", "hit_rate", "low", "high"]
+        rows, pd.Index(masks, name="slice"), ["images", "right", "accuracy", "low", "high"]
     )
 
 # %% ../../nbs/api/evaluation/07_slices.ipynb #6f1b992a
@@ -141,7 +141,7 @@ def outlier_parts(
     images,  # (N, 28, 28, 1) uint8
     labels,  # (N,) whole numbers
     parts: int = 10,  # of equal size
-) -> np.ndarray:  # (N,) which part each image belongs to: 0 for the strangest, parts - 1 for the most ordinary
+) -> np.ndarray:  # (N,) the part of each image: 0 the strangest, parts - 1 the most ordinary
     "Cut images into equal parts by explore's outlier score."
     if not 1 <= parts <= len(images):
         raise CompareError(
@@ -158,25 +158,25 @@ def plot_slices(
     named: Mapping,  # name: what `slice_scores` gives, all with the same slices
     ax=None,  # matplotlib axes; None makes them
 ):  # the axes
-    "Draw the hit rate of each slice with its interval, for one or several networks."
+    "Draw the accuracy of each slice with its interval, for one or several networks."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     ax = ax if ax is not None else plt.subplots(figsize=(6.5, 3.6), layout="constrained")[1]
-    colours = sns.color_palette("colorblind", len(named))
+    colors = sns.color_palette("colorblind", len(named))
     for k, (name, frame) in enumerate(named.items()):
         place = np.arange(len(frame)) + 0.3 * ((k + 0.5) / len(named) - 0.5)
-        ends = 100 * np.array([frame["hit_rate"] - frame["low"], frame["high"] - frame["hit_rate"]])
+        ends = 100 * np.array([frame["accuracy"] - frame["low"], frame["high"] - frame["accuracy"]])
         style = {
             "fmt": "osD^vP*X"[k % 8],
-            "color": colours[k],
+            "color": colors[k],
             "markersize": 4,
             "capsize": 2,
             "linewidth": 1,
         }
-        ax.errorbar(place, 100 * frame["hit_rate"], ends, label=name, **style)
+        ax.errorbar(place, 100 * frame["accuracy"], ends, label=name, **style)
     ax.set_xticks(range(len(frame)), frame.index)
-    ax.set(ylabel="hit rate in %")
+    ax.set(ylabel="accuracy in %")
     ax.legend(loc="best", fontsize=8)
     return ax
 
@@ -203,10 +203,10 @@ def slice_masks(
 def slices(
     evaluation: Evaluation,  # of the test images, with its answers
     data: FashionMNIST | None = None,  # the data set it was evaluated on; None loads Fashion-MNIST
-    masks: Mapping | None = None,  # slices of your own, name: mask or numbers; None makes the standard ones
+    masks: Mapping | None = None,  # name: mask or numbers; None makes the standard slices
     **options,  # for the standard ones: limit and parts, see `slice_masks`
-):  # data frame, one row a slice: images, right, hit_rate, low, high
-    """Hit rate and Wilson interval on slices of the test images; an evaluation of other images
+):  # data frame, one row a slice: images, right, accuracy, low, high
+    """Accuracy and Wilson interval on slices of the test images; an evaluation of other images
     raises `CompareError`."""
     _check_same_images([evaluation])
     if masks is None:
@@ -224,7 +224,7 @@ def slices(
 def class_pairs(
     evaluation: Evaluation,  # with its probabilities
     confidence: float = 0.95,  # of the intervals
-):  # data frame, hardest first: first, second (classes), images, right, hit_rate, low, high
+):  # data frame, hardest first: first, second (classes), images, right, accuracy, low, high
     """For each pair of classes, how often all images of the two are given to the right one, in a
     choice of these two."""
     import pandas as pd
@@ -247,6 +247,6 @@ def class_pairs(
                 *wilson_interval(right, total, confidence),
             ))
     frame = pd.DataFrame(
-        rows, columns=["first", "second", "images", "right", "hit_rate", "low", "high"]
+        rows, columns=["first", "second", "images", "right", "accuracy", "low", "high"]
     )
-    return frame.sort_values("hit_rate", kind="stable", ignore_index=True)
+    return frame.sort_values("accuracy", kind="stable", ignore_index=True)

@@ -360,7 +360,7 @@ def _details(
     machine["processor"] = run.record["sessions"][-1].get("processor")
     kept = unpack_answers(answers)
     metrics = {
-        "images": evaluation.total, "right": evaluation.right, "hit_rate": evaluation.hit_rate,
+        "images": evaluation.total, "right": evaluation.right, "hit_rate": evaluation.accuracy,
         "negative_log_likelihood": round(negative_log_likelihood(evaluation.labels, kept), 6),
         "calibration_error": round(calibration(evaluation.labels, kept).error, 6),
     }  # fmt: skip

@@ -47,7 +47,7 @@ def _check_size(
 def _decode(
     path: Path,  # a picture file
 ):  # a Pillow image, decoded
-    "Read a picture file; whatever is none, is broken or is too large raises `PredictError`."
+    "Read a picture file; one that is no picture, is broken or too large raises `PredictError`."
     from PIL import Image, UnidentifiedImageError
 
     if not path.exists():
@@ -70,7 +70,7 @@ def _decode(
         ) from None
     except PredictError:
         raise
-    except Exception as error:  # each decoder has its own: OSError, SyntaxError, ValueError, struct.error …
+    except Exception as error:  # each decoder has its own: OSError, SyntaxError, ValueError …
         raise PredictError(
             f"{path} is a broken picture ({error}): get a whole copy of the file"
         ) from None
@@ -88,8 +88,11 @@ def _from_array(
     if not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)) or not (
         array.dtype == bool or array.dtype.kind in "uif"
     ):
-        raise PredictError(f"an array of shape {array.shape} and type {array.dtype} is no picture: expected numbers of "
-                           "shape (height, width), or with 1, 3 or 4 channels last; give one picture at a time")  # fmt: skip
+        raise PredictError(
+            f"an array of shape {array.shape} and type {array.dtype} is not an image: expected"
+            " numbers of shape (height, width), or with 1, 3 or 4 channels last; give one picture"
+            " at a time"
+        )
     _check_size(*array.shape[1::-1], "the array")
     if not np.isfinite(array).all() or array.min() < 0:
         raise PredictError(
@@ -126,7 +129,7 @@ def _flatten(
 def _to_rgb(
     picture,  # a Pillow image of any mode
 ):  # a Pillow image of mode RGB, upright, at most `LARGEST_SIDE` on a side
-    "Bring a picture of any kind to plain colours."
+    "Bring a picture of any kind to plain colors."
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(picture)
@@ -148,15 +151,15 @@ CLOSE = 0.05 * 255  # a difference up to this is background; the paper's 5 %
 
 
 def _object(
-    colours: np.ndarray,  # (H, W, 3) from 0 to 255
-) -> tuple[np.ndarray, np.ndarray, bool]:  # (H, W) light object on 0; (H, W) where it is; was it negated?
+    colors: np.ndarray,  # (H, W, 3) from 0 to 255
+) -> tuple[np.ndarray, np.ndarray, bool]:  # (H, W) object on 0; (H, W) where; negated?
     "Tell an object from its background and make it light on dark."
-    ring = np.concatenate([colours[0], colours[-1], colours[1:-1, 0], colours[1:-1, -1]])
+    ring = np.concatenate([colors[0], colors[-1], colors[1:-1, 0], colors[1:-1, -1]])
     background = np.median(ring, axis=0)
-    where = np.abs(colours - background).max(axis=2) > CLOSE
+    where = np.abs(colors - background).max(axis=2) > CLOSE
     # of ITU-R 601, as Pillow's mode L has them
     weights = np.array([0.299, 0.587, 0.114], np.float32)
-    difference = colours @ weights - background @ weights
+    difference = colors @ weights - background @ weights
     negated = bool(where.any() and difference[where].mean() < 0)
     return np.clip(-difference if negated else difference, 0, None), where, negated
 
@@ -192,7 +195,7 @@ def _shrink(
     )
 
 # %% ../../nbs/api/prediction/01_image.ipynb #6f3b427e
-def _centre(
+def _center(
     values: np.ndarray,  # (h, w), at most 28 each
 ) -> np.ndarray:  # (28, 28)
     "Put an image into the middle of 28×28 zeros; an odd pixel goes above, or to the left."
@@ -234,7 +237,7 @@ def _open(
         return _from_array(picture)
     if not all(hasattr(picture, name) for name in ("mode", "size", "convert")):
         raise PredictError(
-            f"{type(picture).__name__} is no picture: expected a path, a Pillow image or an array"
+            f"{type(picture).__name__} is not an image: expected a path, a Pillow image or an array"
         )
     _check_size(*picture.size, "the picture")
     return picture.copy()
@@ -248,18 +251,18 @@ def prepare(
     opened = _to_rgb(_open(picture))
     # a strip that is long and thin is not wide enough any more
     _check_size(*opened.size, _name(picture))
-    colours = np.asarray(opened)
-    values, where, negated = _object(colours.astype(np.float32))
+    colors = np.asarray(opened)
+    values, where, negated = _object(colors.astype(np.float32))
     if not where.any() or values.max() < 1:
         raise PredictError(
             f"{_name(picture)} shows nothing that differs from its border: expected a garment on a"
             " plain background"
         )
     steps = [
-        Step("opened", "upright, in colours", colours),
+        Step("opened", "upright, in colors", colors),
         Step(
             "light on dark",
-            f"grey, {'negated' if negated else 'not negated'}, less the background",
+            f"gray, {'negated' if negated else 'not negated'}, less the background",
             _bytes(values),
         ),
     ]
@@ -269,7 +272,7 @@ def prepare(
         steps.append(Step("cropped", "cut to what differs from the border", _bytes(values)))
         values = _shrink(values)
         steps.append(Step("shrunk", "the longest side is 28", _bytes(values)))
-        values = _centre(values)
+        values = _center(values)
     if (brightest := values.max()) < 254:
         values = values * (255 / max(brightest, 1e-6))
     return (

@@ -60,8 +60,15 @@ def _distance(
 # %% ../../nbs/api/prediction/02_novelty.ipynb #0ecaa6b0
 FALSE_ALARMS = 0.01  # a warning is raised for at most this share of real clothes
 # and their dimensions
-_ARRAYS = {"mean": 1, "axes": 2, "scale": 1, "class_means": 2, "inverses": 3, "volumes": 1,
-    "held_out": 1}
+_ARRAYS = {
+    "mean": 1,
+    "axes": 2,
+    "scale": 1,
+    "class_means": 2,
+    "inverses": 3,
+    "volumes": 1,
+    "held_out": 1,
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,12 +83,18 @@ class Novelty:
     volumes: np.ndarray  # (10,)
     held_out: np.ndarray  # (n,) scores of held-out clothes, ascending
 
-    def score(self, images: np.ndarray) -> np.ndarray:  # (N, 28, 28) or (N, 28, 28, 1), 0 to 255 -> (N,) float64
+    def score(
+        self,
+        images: np.ndarray,  # (N, 28, 28) or (N, 28, 28, 1), from 0 to 255
+    ) -> np.ndarray:  # (N,) float64
         "How far each image is from the nearest class; larger is more unusual."
         points = _describe(images, self.mean, self.axes) / self.scale
         return _distance(points, self.class_means, self.inverses, self.volumes)
 
-    def p_value(self, scores: np.ndarray) -> np.ndarray:  # the same shape, from 1 / (n + 1) to 1
+    def p_value(
+        self,
+        scores: np.ndarray,  # what `score` gives
+    ) -> np.ndarray:  # the same shape, from 1 / (n + 1) to 1
         "The share of held-out clothes that score at least as much, counting the picture itself."
         n = len(self.held_out)
         return (n - np.searchsorted(self.held_out, scores, side="left") + 1) / (n + 1)

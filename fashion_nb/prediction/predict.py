@@ -70,9 +70,14 @@ class Prediction:
         shares = {
             name: round(float(share), 6) for name, share in zip(CLASS_NAMES, self.probabilities)
         }
-        return {"name": self.name, "class": self.class_name, "probabilities": shares,
+        return {
+            "name": self.name,
+            "class": self.class_name,
+            "probabilities": shares,
             "novelty": round(self.novelty, 4),
-                "p_value": self.p_value, "warning": self.warning}  # fmt: skip
+            "p_value": self.p_value,
+            "warning": self.warning,
+        }
 
     def __repr__(self):
         return f"Prediction({self.to_text()!r})"
@@ -99,7 +104,8 @@ def _picture_html(
         f"<figure style='display:inline-block;margin:0 8px 8px 0'><img alt='{escape(step.name)}:"
         f" {escape(step.meaning, quote=True)}' "
         f"style='{size}'"
-        f" src='data:image/png;base64,{source}'><figcaption>{escape(step.name)}</figcaption></figure>"
+        f" src='data:image/png;base64,{source}'>"
+        f"<figcaption>{escape(step.name)}</figcaption></figure>"
     )
 
 # %% ../../nbs/api/prediction/04_predict.ipynb #424ad4bb
@@ -119,7 +125,8 @@ def _prediction_html(
     pictures = "".join(map(_picture_html, prediction.steps))
     return (
         f"<p>{escape(prediction.name)}:"
-        f" <strong>{escape(prediction.class_name)}</strong></p>{warning}<div>{pictures}</div><table>{rows}</table>"
+        f" <strong>{escape(prediction.class_name)}</strong></p>{warning}"
+        f"<div>{pictures}</div><table>{rows}</table>"
     )
 
 # %% ../../nbs/api/prediction/04_predict.ipynb #d17a2b0e
@@ -143,12 +150,14 @@ def _network(
         model = model.model()  # a run
     if not hasattr(model, "input_shape"):
         raise PredictError(
-            f"{type(model).__name__} is no network: expected a built Keras model or a run"
+            f"{type(model).__name__} is not a network: expected a built Keras model or a run"
         )
     found = _shape(model.input_shape), _shape(model.output_shape)
     if found != ((28, 28, 1), (len(CLASS_NAMES),)):
-        raise PredictError(f"{model.name!r} takes {found[0]} and gives {found[1]} for an image, expected (28, 28, 1) and (10,): "
-                           "use a network for Fashion-MNIST")  # fmt: skip
+        raise PredictError(
+            f"{model.name!r} takes {found[0]} and gives {found[1]} for an image, expected"
+            " (28, 28, 1) and (10,): use a network for Fashion-MNIST"
+        )
     return model
 
 # %% ../../nbs/api/prediction/04_predict.ipynb #6a152cd8
@@ -166,7 +175,7 @@ def _ask(
     model,  # a Keras model
     images: np.ndarray,  # (N, 28, 28) uint8
 ) -> np.ndarray:  # (N, 10) float32
-    "The network's probabilities; outputs that are none raise `PredictError`."
+    "The network's probabilities; other outputs raise `PredictError`."
     import keras
 
     pixels = images[..., None].astype(np.float32)
@@ -183,8 +192,8 @@ def _ask(
         and np.allclose(found.sum(axis=1), 1, atol=1e-2)
     ):
         raise PredictError(
-            f"the outputs of {model.name!r} are no probabilities: expected rows that sum to 1, as a"
-            " softmax gives"
+            f"the outputs of {model.name!r} are not probabilities: expected rows that sum to 1, as"
+            " a softmax gives"
         )
     return found
 
@@ -205,9 +214,9 @@ def _predictions(
 
 def predict(
     picture,  # a path, a Pillow image, or an array of shape (H, W) or (H, W, 1, 3 or 4)
-    model=None,  # a Keras model, a run, or a name of `pretrained_names()`; None is the network that comes with the package
+    model=None,  # a Keras model, a run, or a name of `pretrained_names()`; None: the shipped one
 ) -> Prediction:
-    """Name the garment in a picture of any size and colour; what cannot be used raises
+    """Name the garment in a picture of any size and color; what cannot be used raises
     `PredictError`."""
     return _predictions([_name(picture)], [prepare(picture)], model)[0]
 
@@ -270,8 +279,12 @@ class Predictions:
     def to_dict(self) -> dict:  # JSON-ready: predictions, errors, warned, false_alarm_rate
         "All answers for programs."
         warned = sum(answer.warning is not None for answer in self.answers)
-        return {"predictions": [answer.to_dict() for answer in self.answers], "errors": list(self.errors),
-                "warned": warned, "false_alarm_rate": FALSE_ALARMS}  # fmt: skip
+        return {
+            "predictions": [answer.to_dict() for answer in self.answers],
+            "errors": list(self.errors),
+            "warned": warned,
+            "false_alarm_rate": FALSE_ALARMS,
+        }
 
     def to_frame(self):  # data frame: name, class, probability, novelty, p_value, warning
         "The answers as a table, one row a file."
@@ -302,7 +315,7 @@ class Predictions:
 # %% ../../nbs/api/prediction/04_predict.ipynb #d97d966a
 def predict_files(
     paths: Iterable[Path | str] | Path | str,  # picture files, and folders that hold some
-    model=None,  # a Keras model, a run, or a name of `pretrained_names()`; None is the network that comes with the package
+    model=None,  # a Keras model, a run, or a name of `pretrained_names()`; None: the shipped one
 ) -> Predictions:
     "Name the garments in files; if not one can be used, `PredictError` gives the first reason."
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
