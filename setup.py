@@ -10,8 +10,11 @@ parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 EXTRAS = ("dev", "gpu", "jax", "dask", "torch", "actions")
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
-HEADLINES = (  # of these stored runs pip installs the answers, too: what the README speaks of; all others' stay in the repository
-    "budget_1m/*", "budget_2m/*", "budget_5m/*", "budget_31m/*", "defaults/*", "fashon_recipe/stride_2-*", "record/long-*",
+# Of these stored runs pip installs the answers, too: what the README speaks of. The answers of
+# all others stay in the repository.
+HEADLINES = (
+    "budget_1m/*", "budget_2m/*", "budget_5m/*", "budget_31m/*", "defaults/*",
+    "fashon_recipe/stride_2-*", "record/long-*",
 )
 
 setup(
@@ -34,7 +37,8 @@ setup(
     packages=find_packages(include=["fashion_nb", "fashion_nb.*"]),
     package_data={
         "fashion_nb": [
-            *("templates/*", "pretrained/*", "results/*.json", "results/*/*.json", "results/teachers/*"),
+            *("templates/*", "pretrained/*"),
+            *("results/*.json", "results/*/*.json", "results/teachers/*"),
             *(f"results/{runs}.npz" for runs in HEADLINES),
         ]
     },

@@ -60,8 +60,11 @@ def test_the_net_of_a_budget_costs_no_more(budget):
 def test_the_zoo_names_the_net_of_a_budget(budget):
     (settings,) = GRIDS[budget.group].rows.values()
     named, described = build_model(budget.group), build_model(settings["model"])
-    assert [(layer.name, tuple(weight.shape)) for layer in named.layers for weight in layer.weights] == [
-        (layer.name, tuple(weight.shape)) for layer in described.layers for weight in layer.weights]  # fmt: skip
+    first, second = (
+        [(layer.name, tuple(weight.shape)) for layer in net.layers for weight in layer.weights]
+        for net in (named, described)
+    )
+    assert first == second
     assert model_cost(named).total == model_cost(described).total and model_info(
         budget.group
     ).summary.startswith(settings["model"])

@@ -1,4 +1,4 @@
-"""The zoo: every network by name, the same graph with and without rescaling, saving, and pruning."""
+"""The zoo: every network by name, the same with and without rescaling, saving, pruning."""
 import keras
 import numpy as np
 import pytest

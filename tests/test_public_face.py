@@ -11,10 +11,12 @@ import pytest
 import fashion_nb as fnb
 
 NAMES = """
-    CLASS_NAMES CostError DataError FashionMNIST FieldError TrainConfig TrainError audit build_model compare compare_costs
-    effective_field evaluate leaderboard list_models load_fashion_mnist load_pretrained model_cost model_info open_model
-    predict receptive_field register_augmentation register_block register_field register_handler register_model
-    results_table resume run_experiment train train_many verify_cost verify_field
+    CLASS_NAMES CostError DataError FashionMNIST FieldError TrainConfig TrainError audit
+    build_model compare compare_costs effective_field evaluate leaderboard list_models
+    load_fashion_mnist load_pretrained model_cost model_info open_model predict
+    receptive_field register_augmentation register_block register_field register_handler
+    register_model results_table resume run_experiment train train_many verify_cost
+    verify_field
 """.split()
 
 
@@ -52,7 +54,8 @@ def test_importing_loads_no_library_that_is_slow_to_load():
 import sys
 import fashion_nb as fnb
 dir(fnb)
-slow = {"tensorflow", "keras", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "click"} & set(sys.modules)
+slow = {"tensorflow", "keras", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "click"}
+slow &= set(sys.modules)
 assert not slow, slow
 from fashion_nb import CLASS_NAMES, TrainConfig, train
 assert TrainConfig().model and callable(train) and len(CLASS_NAMES) == 10
