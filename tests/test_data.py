@@ -230,7 +230,7 @@ def test_a_corrupt_cache_that_cannot_be_set_aside_is_passed_over(
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
     monkeypatch.setattr(Path, "replace", taken)
-    with pytest.warns(UserWarning, match="it is passed over"):
+    with pytest.warns(UserWarning, match="it is skipped"):
         assert load_fashion_mnist().test.labels.tobytes() == contents[TEST_LABELS.name][8:]
 
 

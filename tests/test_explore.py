@@ -12,7 +12,7 @@ from fashion_nb.explore.audit import audit
 from fashion_nb.explore.duplicates import (
     exact_duplicates,
     near_duplicates,
-    nearest_neighbours,
+    nearest_neighbors,
     pixel_rms,
 )
 from fashion_nb.explore.labels import check_balance, suspect_labels
@@ -249,17 +249,17 @@ def test_near_duplicates_miss_no_pair(few):
     } == expected and len(expected) > 20
 
 
-def test_nearest_neighbours_do_not_depend_on_the_block(few):
-    whole = nearest_neighbours(few[0][:100], few[0][100:])
+def test_nearest_neighbors_do_not_depend_on_the_block(few):
+    whole = nearest_neighbors(few[0][:100], few[0][100:])
     for block in (1, 7, 1_000):
-        np.testing.assert_array_equal(nearest_neighbours(few[0][:100], few[0][100:], block), whole)
+        np.testing.assert_array_equal(nearest_neighbors(few[0][:100], few[0][100:], block), whole)
 
 
 def test_many_equal_images_are_one_group(few):
     images = np.concatenate([few[0]] * 3)
     groups = exact_duplicates(images)
     assert len(groups) == 600 and groups[0] == [0, 600, 1200]
-    assert (nearest_neighbours(few[0][:9], images)[0] == np.arange(9)).all()
+    assert (nearest_neighbors(few[0][:9], images)[0] == np.arange(9)).all()
     assert (near_duplicates(images, 0.08)["second"] < 600).all()
 
 

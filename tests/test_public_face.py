@@ -13,10 +13,9 @@ import fashion_nb as fnb
 NAMES = """
     CLASS_NAMES CostError DataError FashionMNIST FieldError TrainConfig TrainError audit
     build_model compare compare_costs effective_field evaluate leaderboard list_models
-    load_fashion_mnist load_pretrained model_cost model_info open_model predict
-    receptive_field register_augmentation register_block register_field register_handler
-    register_model results_table resume run_experiment train train_many verify_cost
-    verify_field
+    load_fashion_mnist load_pretrained model_cost model_info open_model predict receptive_field
+    register_augmentation register_block register_field register_handler register_model
+    results_table resume run_experiment train train_many verify_cost verify_field
 """.split()
 
 

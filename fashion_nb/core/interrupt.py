@@ -42,10 +42,8 @@ def interruptible(
     """Remember Ctrl-C while the block runs, even where native code swallows the exception.
 
     `KeyboardInterrupt` is raised where Ctrl-C is pressed; with `wait` at the next `check_interrupt`
-    or at
-    the end of the block, and a second Ctrl-C raises it at once. In other threads than the main one,
-    or
-    beside a handler that is not Python's own, the block changes nothing.
+    or at the end of the block, and a second Ctrl-C raises it at once. In other threads than the
+    main one, or beside a handler that is not Python's own, the block changes nothing.
     """
     usual = signal.default_int_handler
     before = signal.getsignal(signal.SIGINT)

@@ -90,7 +90,7 @@ def _locate(
         try:
             return _load(path, file, verify), source, folder
         except DataError as error:
-            message = f"{error}; it is passed over"
+            message = f"{error}; it is skipped"
             if folder == cache_folder():
                 with contextlib.suppress(OSError):  # another process may have been first
                     path.replace(path.with_name(f"{path.name}.corrupt"))
@@ -102,8 +102,8 @@ def _locate(
 
 # %% ../../nbs/api/data/03_fashion_mnist.ipynb #aa58c531
 def load_fashion_mnist(
-    folder: Path | str | None = None,  # a folder with the four files, packed or not; it is used or refused, never replaced
-    verify: bool = False,  # hash every file again, even one that has not changed since it was verified
+    folder: Path | str | None = None,  # of the four files, packed or not: used or refused
+    verify: bool = False,  # hash every file again, even one that has not changed since
 ) -> FashionMNIST:  # read-only arrays, mapped from the cache where possible
     """Load Fashion-MNIST, verified by SHA-256, from the first source that has it; `DataError` says
     what is wrong."""
@@ -160,7 +160,7 @@ def validation_rows(
     labels: np.ndarray,  # (N,) classes
     size: int = 5_000,  # rows to hold out
     seed: int = 0,  # another seed holds out others
-) -> tuple[np.ndarray, np.ndarray]:  # rows that are left to train on, and those held out, each in order
+) -> tuple[np.ndarray, np.ndarray]:  # rows to train on, and those held out, each in order
     """Choose rows to hold out, with each class keeping its share; an impossible size raises
     `DataError`."""
     from sklearn.model_selection import train_test_split
@@ -181,7 +181,7 @@ def split_validation(
     train: Split,  # what to divide
     size: int = 5_000,  # images to hold out
     seed: int = 0,  # another seed holds out other images
-) -> tuple[Split, Split]:  # what is left to train on, and the held-out part, each in the original order
+) -> tuple[Split, Split]:  # what is left to train on, and the held-out part, each in order
     """Hold out `size` images, with each class keeping its share; an impossible size raises
     `DataError`."""
     splits = []

@@ -34,7 +34,7 @@ def cache_folder() -> Path:  # for instance ~/.cache/fashion_nb
 
 def _stamp(
     path: Path,  # a file
-) -> list[int] | None:  # its size in bytes and its time of change in ns; None where there is no such file
+) -> list[int] | None:  # size in bytes and time of change in ns; None: no such file
     "What is compared to see whether a file is still the one that was verified."
     try:
         status = path.stat()
@@ -155,7 +155,7 @@ def _try_in_turn(
     mirrors: tuple[str, ...],  # base addresses
     tries: int,  # in all
     pause: float,  # seconds before the second try; doubled each time
-) -> None:  # nothing: `target` is there, or `DownloadError`, or an OSError where the disk is at fault
+) -> None:  # nothing: `target` is there, or a `DownloadError`, or the disk's OSError
     "Ask one mirror after the other."
     problem = "nothing was tried"
     for attempt in range(tries):

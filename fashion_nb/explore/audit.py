@@ -23,7 +23,7 @@ from fashion_nb.explore.labels import (
     out_of_fold_probabilities,
     suspect_labels,
 )
-from .neighbors import centroid_distances, nearest_neighbour_confusion
+from .neighbors import centroid_distances, nearest_neighbor_confusion
 from .outliers import CHECKS, find_outliers
 from fashion_nb.explore.pixels import (
     ExploreError,
@@ -36,7 +36,7 @@ from fashion_nb.explore.pixels import (
 # %% ../../nbs/api/explore/06_audit.ipynb #8bb0b20e
 @dataclass(frozen=True, eq=False)
 class AuditReport:
-    """What an audit found in a set of labelled images; shows itself in a notebook, as text, as a
+    """What an audit found in a set of labeled images; shows itself in a notebook, as text, as a
     page and as plain data."""
 
     class_names: tuple[str, ...]  # K names
@@ -49,8 +49,8 @@ class AuditReport:
     near: object = field(repr=False)  # data frame, see `near_duplicates`
     threshold: float = field(repr=False)  # pixel RMS of a near duplicate
     outliers: object = field(repr=False)  # data frame, see `find_outliers`
-    suspects: object = field(repr=False)  # data frame, see `suspect_labels`; empty where it could not be made
-    confusion: object = field(repr=False)  # data frame, given class by out-of-fold prediction; empty likewise
+    suspects: object = field(repr=False)  # data frame, see `suspect_labels`; may be empty
+    confusion: object = field(repr=False)  # data frame, given by predicted class; may be empty
     centroids: object = field(repr=False)  # data frame, see `centroid_distances`
     notes: list[str]  # what could not be done, and why
 
@@ -61,8 +61,8 @@ class AuditReport:
     def confused(
         self,
         most: int = 5,  # pairs
-    ) -> list[tuple[str, str, int]]:  # two classes and how many images of either are taken for the other
-        "The pairs of classes that the out-of-fold model mixes up most."
+    ) -> list[tuple[str, str, int]]:  # two classes, and how many images of either are mixed up
+        "The pairs of classes that the out-of-fold model takes for each other most."
         counts = self.confusion.to_numpy()
         pairs = [
             (a, b, int(counts[i, j] + counts[j, i]))
@@ -78,8 +78,9 @@ def _predicted(
     labels: np.ndarray,  # (N,) int64
     class_names: tuple[str, ...],  # K names
     seed: int,  # of the small classifier
-) -> tuple:  # suspects, confusion (both empty where nothing can be predicted) and a list of notes that say why
-    "What needs out-of-fold predictions."
+) -> tuple:  # suspects, confusion and a list of notes
+    """What needs out-of-fold predictions; where nothing can be predicted, empty frames and a note
+    that says why."""
     import pandas as pd
 
     try:
@@ -87,7 +88,7 @@ def _predicted(
     except ExploreError as error:
         columns = ["given", "suggested", "self_confidence", "margin", "issue"]
         return pd.DataFrame(columns=columns), pd.DataFrame(), [f"suspect labels: {error}"]
-    confusion = nearest_neighbour_confusion(labels, probabilities.argmax(axis=1), class_names)
+    confusion = nearest_neighbor_confusion(labels, probabilities.argmax(axis=1), class_names)
     return suspect_labels(images, labels, class_names, probabilities), confusion, []
 
 # %% ../../nbs/api/explore/06_audit.ipynb #4416d1a2
@@ -98,7 +99,7 @@ def audit(
     threshold: float = 0.05,  # pixel RMS of a near duplicate
     seed: int = 0,  # of the isolation forest and the small classifier
 ) -> AuditReport:  # tables, and ways to show them
-    """Look for whatever may be wrong in labelled images; input that is not of this form raises
+    """Look for whatever may be wrong in labeled images; input that is not of this form raises
     `ExploreError`."""
     import pandas as pd
     from scipy.stats import chisquare
@@ -151,7 +152,7 @@ def audit_findings(
         ),
         "pixels": (
             f"mean {total['mean']:.6f}, deviation {total['deviation']:.6f}, {total['zeros']:.1%}"
-            f" zeros, {int(total['levels'])} grey levels"
+            f" zeros, {int(total['levels'])} gray levels"
         ),
         "missing classes": ", ".join(report.missing()) or "none",
         "class balance": (
@@ -311,8 +312,9 @@ def _galleries(
     }
 
 # %% ../../nbs/api/explore/06_audit.ipynb #87f9937c
-_STYLE = """body{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111;background:#fff}
-table{border-collapse:collapse;font-size:13px}td,th{padding:.15rem .6rem;border-bottom:1px solid #ccc;text-align:right}
+_STYLE = """body{font:15px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+body{color:#111;background:#fff}table{border-collapse:collapse;font-size:13px}
+td,th{padding:.15rem .6rem;border-bottom:1px solid #ccc;text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}.wide{overflow-x:auto}"""
 
 

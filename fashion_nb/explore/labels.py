@@ -26,7 +26,7 @@ def class_counts(
 def check_balance(
     labels,  # (N,) whole numbers
     class_names: tuple[str, ...] = CLASS_NAMES,  # K names
-    level: float = 0.001,  # a p value below it counts as unbalanced; 0 accepts whatever has no missing class
+    level: float = 0.001,  # a p value below it counts as unbalanced; 0 accepts all counts but 0
 ) -> dict:  # counts, chi2 and p
     """The chi-squared test of equal classes; a missing class, or counts that chance does not
     explain, raise `ExploreError`."""
@@ -51,9 +51,9 @@ def check_balance(
 def confident_joint(
     probabilities,  # (N, K) out-of-fold probabilities
     labels,  # (N,) whole numbers
-) -> tuple[np.ndarray, np.ndarray]:  # (K, K) counts, given by confident class, and (N,) the confident class, -1 for none
+) -> tuple[np.ndarray, np.ndarray]:  # (K, K) counts, given by confident class; (N,) that class
     """Confident learning's joint: per-class thresholds, and who reaches the threshold of which
-    class."""
+    class; -1 for an image that reaches none."""
     probabilities = np.asarray(probabilities, dtype=float)
     classes = probabilities.shape[1]
     labels = check_labels(labels, classes, len(probabilities))
@@ -116,9 +116,12 @@ def suspect_labels(
     class_names: tuple[str, ...] = CLASS_NAMES,  # K names
     probabilities=None,  # (N, K) out-of-fold probabilities of a better model, if you have one
     seed: int = 0,  # of the small classifier, where no probabilities are given
-):  # data frame indexed by image, most suspect first: given, suggested, self_confidence, margin, issue
-    """Rank all labels by how little an out-of-fold model believes them; `issue` marks confident
-    learning's candidates."""
+):  # data frame indexed by image, most suspect first
+    """Rank all labels by how little an out-of-fold model believes them.
+
+    Columns: given, suggested, self_confidence, margin, and issue, which marks confident learning's
+    candidates. Probabilities of another shape, or not finite, raise `ExploreError`.
+    """
     import pandas as pd
 
     images = check_images(images)

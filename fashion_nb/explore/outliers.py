@@ -16,19 +16,19 @@ from .pixels import ExploreError, check_images, check_labels
 
 # %% ../../nbs/api/explore/03_outliers.ipynb #7b880daa
 CHECKS = {
-    "blank": "all pixels have one grey level",
+    "blank": "all pixels have one gray level",
     "nearly empty": "fewer than 100 of 784 pixels are above zero",
     "nearly saturated": "more than a fifth of the pixels are at 250 or above",
     "lit border": "more than half of the outermost pixels are above zero",
-    "off-centre": "the centre of mass is more than 6/28 of the longer side from the middle",
+    "off-center": "the center of mass is more than 6/28 of the longer side from the middle",
 }
 
 
 def measure_images(
     images,  # (N, height, width[, 1]) uint8
 ):  # data frame: lit, bright, border (shares), sides (0 to 4), offset (pixels), levels
-    """Plain measurements of each image: pixels above zero, bright pixels, the border, the centre of
-    mass, grey levels."""
+    """Plain measurements of each image: pixels above zero, bright pixels, the border, the center of
+    mass, gray levels."""
     import pandas as pd
 
     images = check_images(images)
@@ -62,7 +62,7 @@ def physical_checks(
         "nearly empty": measured["lit"] < 100 / 784,
         "nearly saturated": measured["bright"] > 0.2,
         "lit border": measured["border"] > 0.5,
-        "off-centre": measured["offset"] > 6 / 28 * longer,
+        "off-center": measured["offset"] > 6 / 28 * longer,
     })
 
 # %% ../../nbs/api/explore/03_outliers.ipynb #17604547
@@ -82,15 +82,16 @@ def principal_components(
 # %% ../../nbs/api/explore/03_outliers.ipynb #aaee38d6
 def _scores_in_class(
     points: np.ndarray,  # (n, d), one class
-) -> tuple[np.ndarray, np.ndarray]:  # far and lonely, (n,) each; zeros where there are fewer than three points
-    "Mahalanobis distance from the class mean, and local outlier factor within the class."
+) -> tuple[np.ndarray, np.ndarray]:  # far and lonely, (n,) each
+    """Mahalanobis distance from the class mean, and local outlier factor within the class; zeros
+    for fewer than three points."""
     from sklearn.covariance import EmpiricalCovariance
     from sklearn.neighbors import LocalOutlierFactor
 
     if len(points) < 3:
         return np.zeros(len(points)), np.zeros(len(points))
     with warnings.catch_warnings():
-        # many equal points, or more neighbours asked than there are
+        # many equal points, or more neighbors asked than there are
         warnings.simplefilter("ignore")
         lonely = (
             -LocalOutlierFactor(n_neighbors=min(20, len(points) - 1))
@@ -110,9 +111,13 @@ def find_outliers(
     class_names: tuple[str, ...] = CLASS_NAMES,  # K names
     share: float = 0.01,  # a view votes for this share of each class, its strangest images
     seed: int = 0,  # of the isolation forest
-):  # data frame indexed by image, strangest first: label, far, lonely, isolated, checks, one vote a view, votes, score
+):  # data frame indexed by image, strangest first
     """Score every image in four views and rank them by votes, then by mean rank within the class;
-    none is removed."""
+    none is removed.
+
+    Columns: label, far, lonely, isolated, checks, one vote a view, votes, score. A share that is
+    not between 0 and 1 raises `ExploreError`.
+    """
     import pandas as pd
     from sklearn.ensemble import IsolationForest
     from threadpoolctl import threadpool_limits

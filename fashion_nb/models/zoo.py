@@ -301,7 +301,7 @@ def _mnist_classifier(
     rescale: bool,  # put the division by 255 into the model?
     stages: tuple,  # for each pooling the filters of the convolutions before it
     dropout: float,  # share of dense1's units to drop in training
-    normalise: tuple = ("conv",),  # after what a batch normalisation stands: conv, flatten, dense
+    normalize: tuple = ("conv",),  # after what a batch normalization stands: conv, flatten, dense
 ):  # a `keras.Sequential`, not compiled
     "A network of the MnistClassifier project."
     from keras import Sequential, layers
@@ -314,14 +314,14 @@ def _mnist_classifier(
             number += 1
             options = {"padding": "same", "activation": "relu", "kernel_initializer": "he_uniform"}
             stack.append(layers.Conv2D(filters, 3, name=f"conv{number}", **options))
-            if "conv" in normalise:
+            if "conv" in normalize:
                 stack.append(layers.BatchNormalization(name=f"norm{number}"))
         stack.append(layers.MaxPooling2D(2, name=f"pool{stage}"))
     stack.append(layers.Flatten(name="flatten"))
-    if "flatten" in normalise:
+    if "flatten" in normalize:
         stack.append(layers.BatchNormalization(name="norm_flatten"))
     stack.append(layers.Dense(128, activation="relu", name="dense1"))
-    if "dense" in normalise:
+    if "dense" in normalize:
         stack.append(layers.BatchNormalization(name="norm_dense"))
     stack.append(layers.Dropout(dropout, name="dropout"))
     stack.append(layers.Dense(10, activation="softmax", name="dense2"))
@@ -336,31 +336,31 @@ def _register_mnist_classifier(
     name: str,  # behind "mnist_classifier_"
     stages: tuple,  # for each pooling the filters of the convolutions before it
     drop: float,  # share of dense1's units to drop in training
-    normalise: tuple,  # after what batch normalisation stands
+    normalize: tuple,  # after what batch normalization stands
     said: str,  # the same in words
 ) -> None:
     "Name one of the four."
     filters = " P ".join(" ".join(map(str, widths)) for widths in stages)
     register_model(
         f"mnist_classifier_{name}",
-        lambda name, rescale: _mnist_classifier(name, rescale, stages, drop, normalise),
+        lambda name, rescale: _mnist_classifier(name, rescale, stages, drop, normalize),
         f"3×3 'same' convolutions of {filters} P filters (P: 2×2 max pooling), {said}; "
         f"dense 128, dropout {drop}, dense 10.",
         f"{_MNIST_CLASSIFIER}, {which} model",
     )
 
 
-_BOTH = "all normalised, and the flattened features"
+_BOTH = "all normalized, and the flattened features"
 
 # %% ../../nbs/api/models/02_zoo.ipynb #d6e27320
 for _four in (
     ("1st", "32p_64p", ((32,), (64,)), 0.1, ("conv", "flatten"), _BOTH),
-    ("2nd", "32_64p_64p", ((32, 64), (64,)), 0.1, ("conv",), "all normalised"),
+    ("2nd", "32_64p_64p", ((32, 64), (64,)), 0.1, ("conv",), "all normalized"),
     (
         "3rd", "32_64p_64_128p", ((32, 64), (64, 128)), 0.2, ("conv", "dense"),
-        "all normalised, and dense 128",
+        "all normalized, and dense 128",
     ),
-    ("4th", "32_64p_32_64p", ((32, 64), (32, 64)), 0.2, (), "without normalisation"),
+    ("4th", "32_64p_32_64p", ((32, 64), (32, 64)), 0.2, (), "without normalization"),
 ):
     _register_mnist_classifier(*_four)
 
