@@ -570,7 +570,7 @@ def _input_shape(rng, kinds):
 
 def random_model(
     seed,  # a whole number, or a random.Random
-    layers=40,  # calls of layers in the model, those inside nested models included: about as many, never more
+    layers=40,  # calls of layers, nested ones included: about as many, never more
     kinds=KINDS,  # kinds to choose from: KINDS, some of them, or KINDS | SLOW_KINDS
     without=(),  # kinds and traits to leave out
     initializer="zeros",  # of all kernels; zeros are the quickest

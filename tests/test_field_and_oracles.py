@@ -269,8 +269,8 @@ def test_import_stays_light():
     "Neither module imports TensorFlow, Keras, pandas or matplotlib before it needs them."
     out = in_a_new_process("""
         import sys
-        import fashion_nb.oracles, fashion_nb.receptive_field
-        heavy = ("tensorflow", "keras", "pandas", "matplotlib", "seaborn", "fashion_nb.cost")
+        import fashion_nb.analysis.field, fashion_nb.checks.verify
+        heavy = ("tensorflow", "keras", "pandas", "matplotlib", "seaborn", "fashion_nb.analysis.cost")
         print([name for name in heavy if name in sys.modules])
     """)
     assert out.strip() == "[]"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fashion_nb import oracles
+from fashion_nb.analysis.graph import model_graph
 from fashion_nb.analysis.profiler_faults import profiler_bugs
 from fashion_nb.checks import differences as differences_room
 from fashion_nb.checks import keras_flops as keras_flops_room
@@ -91,8 +91,10 @@ def test_one_mac_too_many_is_a_failure(change):
     assert {row.layer for row in verdict.failures} == {"conv#2", "total"}
 
 
-@pytest.mark.parametrize("kind", ["Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
-                                  "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"])  # fmt: skip
+@pytest.mark.parametrize("kind", [
+    "Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
+    "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D",
+])  # fmt: skip
 def test_taps_by_rule_are_those_that_xla_and_the_profiler_count(kind):
     "All paddings, strides and dilations of each convolution, against the witnesses alone."
     import keras
@@ -111,7 +113,7 @@ def test_taps_by_rule_are_those_that_xla_and_the_profiler_count(kind):
                     options["filters"] = 3
                 layer = getattr(keras.layers, kind)(kernel_size=3, **options)
                 models.append(keras.Sequential([keras.Input((side,) * rank + (4,)), layer]))
-                calls.append(oracles.model_graph(models[-1]).calls[0])
+                calls.append(model_graph(models[-1]).calls[0])
     for call, said in zip(calls, witness_macs(models, ("xla",))):
         assert said["xla"].macs == differences_room._convolution_macs(call, "real"), (
             call.kind,
@@ -186,7 +188,7 @@ def test_the_faults_are_all_that_lies_between_the_formula_and_the_profiler(group
     models, wrong = (
         [random_model(seed, 20) for seed in range(60)] if group == "random" else looping()
     ), set()
-    for call in (call for model in models for call in oracles.model_graph(model).calls):
+    for call in (call for model in models for call in model_graph(model).calls):
         operations, faults = profiler_operations(call), profiler_bugs(call)
         if operations is None:
             continue
@@ -244,7 +246,7 @@ def test_what_cannot_be_heard_is_a_row_and_no_failure(monkeypatch):
             "the witness torch needs torch, which is not installed: pip install torch"
         )
 
-    monkeypatch.setattr(oracles, "torch_count", silent)
+    monkeypatch.setattr(verify_room, "torch_count", silent)
     verdict = verify_cost(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
     assert verdict.ok
     [row] = [row for row in verdict.rows if row.witness == "torch"]
@@ -287,12 +289,18 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
 def test_the_worker_ends_with_its_process_and_leaves_the_backend_alone():
     code = """
         import keras
-        from fashion_nb import oracles
+        from fashion_nb.checks import workers
         net = keras.Sequential([keras.Input((10,)), keras.layers.Dense(7)])
-        print(workers_room.xla_count(net).macs, keras.config.backend(), workers_room._workers["xla"].process.pid)
+        macs = workers.xla_count(net).macs
+        print(macs, keras.config.backend(), workers._workers["xla"].process.pid)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "KERAS_BACKEND": "tensorflow"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+    )
     macs, backend, pid = done.stdout.split()
     assert (macs, backend) == ("70", "tensorflow"), done.stderr[-2000:]
     with pytest.raises(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Peak memory: the best order against all orders, options, faults, speed and a model's own numbers."""
+"Peak memory: the best order against all orders, options, faults, speed, a model's own numbers."
 import random
 from time import process_time
 
@@ -34,7 +34,10 @@ def random_case(rng, calls, reach=9):
             one if one < 0 or isinstance(sizes[one], int) else (one, rng.randrange(len(sizes[one])))
             for one in used
         ])
-    some = lambda share: [call for call in range(calls) if rng.random() < share]
+
+    def some(share):
+        return [call for call in range(calls) if rng.random() < share]
+
     last = [
         call if isinstance(sizes[call], int) else (call, 0)
         for call in {calls - 1, rng.randrange(calls)}
@@ -47,7 +50,10 @@ def random_case(rng, calls, reach=9):
 def slow_peaks(sizes, uses, outputs=(), inputs=(), alias=(), in_place=()):
     """The lowest peak over all orders, from the definition: who is alive is asked anew at each
     step. Shares no code with the package."""
-    full = lambda one: (one, 0) if isinstance(one, int) else one
+
+    def full(one):
+        return (one, 0) if isinstance(one, int) else one
+
     made = [[size] if isinstance(size, int) else list(size) for size in sizes]
     uses, outputs = [[full(one) for one in used] for used in uses], [full(one) for one in outputs]
     size = {

@@ -50,7 +50,7 @@ class AxisField:
     positions: int  # units along the axis (n)
     size: int = 1  # pixels from the first to the last that one unit can see (r)
     stride: int = 1  # pixels between the fields of two neighbours: the effective stride (j)
-    padding: int = 0  # pixels by which the first field starts in front of the image: the effective padding (P)
+    padding: int = 0  # effective padding (P): pixels of the first field in front of the image
 
     @property
     def centre(self) -> float:
@@ -61,7 +61,7 @@ class AxisField:
     def seen(
         self,
         unit: int,  # 0 to positions - 1
-    ) -> tuple[int, int]:  # the first pixel and the last; outside the image where the field hangs over
+    ) -> tuple[int, int]:  # first and last pixel, which may be outside the image
         "The pixels between which the field of one unit lies."
         first = unit * self.stride - self.padding
         return first, first + self.size - 1
@@ -93,7 +93,7 @@ class Sight:
 
     first: np.ndarray  # whole numbers, one for each unit; after `last` where a unit sees nothing
     last: np.ndarray  # likewise
-    stride: Fraction = Fraction(1)  # effective stride: pixels from one unit's field to the next one's, on average
+    stride: Fraction = Fraction(1)  # effective stride: mean pixels from a unit's field to the next
     period: int = 1  # units after which the same pattern comes again
 
     @cached_property
@@ -315,7 +315,7 @@ def _misfit(
 class TensorField:
     "What the elements of one tensor see of the image."
 
-    dims: tuple[int | None, ...]  # for each dimension, the batch first: the image's axis that it runs along, or None
+    dims: tuple[int | None, ...]  # by dimension, batch first: the image's axis along it, or None
     axes: tuple[Paths, ...]  # what is seen along each axis of the image
     exact: bool = True  # False behind a layer that nobody knows: then the field is an upper bound
     misfit: str = ""  # what does not align, where paths have just met
@@ -381,7 +381,7 @@ def _lined_up(fields, rank) -> tuple[tuple, list]:
 
 # %% ../../nbs/api/analysis/26_axis.ipynb #7257a072
 def _merged(
-    fields: list[TensorField | None],  # of the tensors that meet; None for one that does not see the image
+    fields: list[TensorField | None],  # of what meets; None for what does not see the image
     shape: tuple[int, ...],  # of the outcome
 ) -> TensorField | None:  # of the outcome
     "What elements see after an operation on elements at the same place of several tensors."

@@ -170,8 +170,8 @@ def _counts(
     how: _Counting,  # how to count
     needs_gradient: bool,  # is there anything trainable before it?
     extra_bias: bool,  # does a folded normalisation give it a bias that it did not have?
-    profiled: int | None,  # what the profiler counts, where that is asked for; None if there is no rule
-) -> tuple[dict, Work | None]:  # the fields of its row that are about work, and where they come from
+    profiled: int | None,  # what the profiler counts, if asked for; None if there is no rule
+) -> tuple[dict, Work | None]:  # its row's fields about work, and where they come from
     "Operations of one call; what has no handler is marked as not known."
     work = layer_work(call, how.training)
     if work is None or (how.convention == "profiler" and profiled is None):
@@ -200,7 +200,7 @@ def _counts(
 def _weights(
     call: LayerCall,  # one call
     extra_bias: bool,  # does a folded normalisation give it a bias that it did not have?
-) -> list[tuple[int, int, bool, int]]:  # for each weight: its id, elements, whether it is trainable, bytes
+) -> list[tuple[int, int, bool, int]]:  # for each weight: id, elements, trainable, bytes
     "What the report needs to know of a call's weights, read from Keras once."
     found = []
     for weight in call.weights:
@@ -244,7 +244,7 @@ def _cost_rows(
     folds: dict[int, int],  # from `_foldable`, or empty
     views: set[int],  # calls that move nothing
     alive: list[int],  # bytes of memory at each call
-) -> tuple[list[LayerCost], dict, set]:  # the rows; each one's `Work`; ids of the weights that were counted
+) -> tuple[list[LayerCost], dict, set]:  # rows, each one's `Work`, ids of the weights counted
     "One row for each call."
     gets_bias = {into for into in folds.values() if not graph.calls[into].layer.use_bias}
     profiled = (
@@ -317,7 +317,7 @@ def _memory(
     graph: ModelGraph,  # a model's calls
     tensors: dict,  # from `model_tensors`
     training: bool,  # is everything kept?
-) -> tuple[list[int], int, bool]:  # bytes alive at each call, the peak, and whether no order can do with less
+) -> tuple[list[int], int, bool]:  # bytes alive at each call, peak, whether no order needs less
     "Activation memory of each call in the best order, and its peak."
     if training:
         kept = total_kept(tensors["sizes"], tensors["inputs"], tensors["alias"])
@@ -335,7 +335,7 @@ def model_cost(
     input_shape=None,  # where the model leaves sizes open, as in `model_graph`
     padding_taps: str = "counted",  # or 'skipped': MACs on the zeros around an image
     zero_weights: str = "counted",  # or 'skipped': MACs with weights that are zero
-    fold_batch_norm: bool = False,  # fold normalisations into the layer before, where that can be done
+    fold_batch_norm: bool = False,  # fold normalizations into the layer before where possible
     strict: bool = False,  # raise `CostError` for a layer without handler, instead of marking it
 ) -> CostReport:  # one record for each call, and the total
     """Parameters, operations, memory and bytes of any Keras model; what cannot be counted is

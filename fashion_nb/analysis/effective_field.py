@@ -39,10 +39,10 @@ def _aligned_boxes(
 def plot_field(
     report: FieldReport,  # from `receptive_field`, of a model that takes images
     layer: str | Iterable[str],  # a layer's name, or several from the first to the last
-    image,  # (height, width), (height, width, 1) or (height, width, 3), the size that the report is for
+    image,  # (height, width), (height, width, 1 or 3), of the size that the report is for
     ax=None,  # matplotlib axes to draw on; new ones if not given
-    unit: tuple[int, int] | None = None,  # row and column of a unit of the last layer; its centre unit if not given
-    effective=None,  # (height, width) from `effective_field`: drawn over the image, darker where it is larger
+    unit: tuple[int, int] | None = None,  # row and column in the last layer; the center if None
+    effective=None,  # (height, width) from `effective_field`, drawn darker where larger
 ):  # the axes
     "Draw the receptive fields of one or several layers on an image."
     import matplotlib.pyplot as plt

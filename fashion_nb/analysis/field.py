@@ -30,7 +30,7 @@ class LayerField:
     positions: tuple[int, ...]  # units of the layer
     size: tuple[int, ...]  # field of one unit
     stride: tuple[int | Fraction, ...]  # effective stride: between the fields of two neighbours
-    padding: tuple[int, ...]  # effective padding: by which the first field starts in front of the image
+    padding: tuple[int, ...]  # effective padding: pixels of the first field before the image
     centre: tuple[float, ...]  # centre of the first unit's field; 0 is the first pixel
     share: float  # part of the image within the centre unit's field, 0 to 1
     smallest: tuple[int, ...] = ()  # field along the path that sees least
@@ -40,7 +40,7 @@ class LayerField:
 
     def box(
         self,
-        *unit: int,  # the unit's row and column, or as many numbers as there are axes; the middle unit if not given
+        *unit: int,  # a number for each axis, such as row and column; the middle unit if none
     ) -> tuple[int, ...]:  # top, left, height, width; may hang over the image's edge
         "The field of one unit on the image."
         unit = unit or tuple(count // 2 for count in self.positions)
@@ -91,7 +91,8 @@ def _figures(
     sight, middle = path.whole, path.count // 2
     covered = min(int(sight.last[middle]), side - 1) - max(int(sight.first[middle]), 0) + 1
     padding, centre = _place(sight)
-    return path.count, sight.size, _whole(sight.stride), padding, centre, max(covered, 0), path.least.size, path.most.size
+    found = path.count, sight.size, _whole(sight.stride), padding, centre, max(covered, 0)
+    return *found, path.least.size, path.most.size
 
 # %% ../../nbs/api/analysis/31_field.ipynb #a8b5f702
 def _layer_field(
@@ -142,7 +143,7 @@ class FieldReport:
     model: str  # the model's name
     image: tuple[int, ...]  # sides of the model's input: height and width
     layers: list[LayerField]  # one record for each call of a layer
-    warnings: list[str] = dataclass_field(default_factory=list)  # where paths do not align, and what is a bound only
+    warnings: list[str] = dataclass_field(default_factory=list)  # what does not align or is a bound
 
     def __getitem__(
         self,
@@ -151,7 +152,7 @@ class FieldReport:
         "The record of one layer."
         return record_named(self.layers, name, self.model, FieldError)
 
-    def to_frame(self):  # `pandas.DataFrame`, one row a layer, indexed by its name; tuples are (height, width)
+    def to_frame(self):  # `pandas.DataFrame`, one row a layer; tuples are (height, width)
         "The report as a data frame."
         import pandas as pd
 
@@ -260,10 +261,10 @@ def _chosen_input(graph, source) -> int:
 # %% ../../nbs/api/analysis/31_field.ipynb #d438ce72
 def receptive_field(
     model,  # a built Keras model
-    input_shape=None,  # where the model leaves sizes open: without the batch, as `model_graph` takes it
+    input_shape=None,  # for open sizes, without the batch, as `model_graph` takes it
     source: int = 0,  # which of several inputs is the image
-    squeeze_excitation: bool = True,  # do factors count that are the same at all positions? False leaves them out
-    strict: bool = True,  # raise for a layer that has no rule? False gives upper bounds from there on
+    squeeze_excitation: bool = True,  # do factors count that are the same at all places?
+    strict: bool = True,  # raise for a layer without a rule? False gives upper bounds
 ) -> FieldReport:  # one record for each call of a layer
     """Receptive field, effective stride, padding and centre of every layer; `FieldError` where it
     cannot be derived."""
@@ -307,8 +308,8 @@ def effective_field(
     model,  # a built functional or sequential Keras model with one image as its input
     layer: str,  # one of its own layers
     images,  # (N, height, width, channels): over these the gradient is averaged
-    unit: tuple[int, ...] | None = None,  # row and column of a unit of the layer; the centre unit if not given
-) -> np.ndarray:  # one number for each pixel (height, width): mean absolute derivative of the unit's channels' sum
+    unit: tuple[int, ...] | None = None,  # a unit's row and column; the center unit if None
+) -> np.ndarray:  # (height, width): mean absolute derivative of the sum of the unit's channels
     """How much each pixel moves one unit of a layer, with the model's own weights (Luo et al.,
     arXiv 1701.04128)."""
     import keras

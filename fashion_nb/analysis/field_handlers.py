@@ -28,7 +28,8 @@ def _rule(sort: str, *kinds: str):
 
 
 @_rule("each element", *kinds_of(
-    "element-wise", "identity", "regularization", "dropout", "noise", "masking", "random image", "copying function", "partial function",
+    "element-wise", "identity", "regularization", "dropout", "noise", "masking", "random image",
+    "copying function", "partial function",
 ), "AutoContrast", "RandomFlip", "Discretization", "Hashing", "ops.BatchNorm")  # fmt: skip
 def _each_element(call, fields):
     "Elements at the same place, of one tensor or of several."

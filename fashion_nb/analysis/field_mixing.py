@@ -38,8 +38,13 @@ def _attention(call, fields):
             seen.append(
                 field.gathered(attended if len(field.dims) == rank else range(1, len(field.dims)))
             )
-    return [_merged(seen, tensor.shape[:rank]) if len(tensor.shape) == rank and tensor is call.outputs[0] else
-            _merged([f.gathered(range(1, len(f.dims))) for f in seen if f is not None], tensor.shape) for tensor in call.outputs]  # fmt: skip
+    states = [field.gathered(range(1, len(field.dims))) for field in seen if field is not None]
+    return [
+        _merged(seen, tensor.shape[:rank])
+        if len(tensor.shape) == rank and tensor is call.outputs[0]
+        else _merged(states, tensor.shape)
+        for tensor in call.outputs
+    ]
 
 # %% ../../nbs/api/analysis/29_field_mixing.ipynb #0709f393
 @_rule(

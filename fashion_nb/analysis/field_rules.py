@@ -156,7 +156,7 @@ def _shifting(call, fields):
 def _groups(
     old: tuple[int, ...],  # a shape
     new: tuple[int, ...],  # another one of as many elements
-) -> list[tuple[list[int], list[int]]]:  # old dimensions, new dimensions; sizes of 1 are in no group
+) -> list[tuple[list[int], list[int]]]:  # old and new dimensions; sizes of 1 are in no group
     "Which dimensions of one shape become which of another."
     left = [[dim for dim, size in enumerate(shape) if size != 1] for shape in (old, new)]
     groups = []

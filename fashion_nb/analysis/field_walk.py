@@ -69,7 +69,7 @@ _WHAT_IS_COMPUTED = {"call", "__call__", "convolution_op", "compute_output_spec"
 
 def register_field(
     layer_class: type,  # a layer of your own
-    rule=None,  # a Keras layer class that looks at the same places, or a function (call, fields of the inputs) -> field of the output
+    rule=None,  # a Keras layer class that looks alike, or (call, inputs' fields) -> field
 ):  # the rule; without one, a decorator for it
     "Tell `receptive_field` what a layer of your own can see."
     if rule is None:
@@ -117,7 +117,7 @@ def _rule_for(
     return None
 
 
-def known_layers() -> dict[str, list[str]]:  # sort of layer: names of Keras classes; 'ops.' in front of functions of keras.ops
+def known_layers() -> dict[str, list[str]]:  # names of classes by sort; functions start with 'ops.'
     "The layers whose receptive field `receptive_field` can derive."
     return {
         sort: sorted(kind for kind in _SORTS if _SORTS[kind] == sort)
@@ -127,7 +127,7 @@ def known_layers() -> dict[str, list[str]]:  # sort of layer: names of Keras cla
 # %% ../../nbs/api/analysis/30_field_walk.ipynb #c6fb2357
 def _walk(
     graph,  # a `ModelGraph`
-    state: dict,  # from a tensor's key to its field, None where it does not see the image; starts with the inputs
+    state: dict,  # a tensor's key: its field, or None; starts with the inputs
     squeeze_excitation: bool,  # count factors that are the same at all positions?
     strict: bool,  # raise for a layer without a rule?
 ):  # yields each call and the fields of its outputs

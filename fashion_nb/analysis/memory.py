@@ -152,10 +152,10 @@ def _lives(memory, order) -> list[Life]:
 def lives(
     order: Sequence[int],  # the calls in the order in which they run
     sizes: Sequence,  # for each call the size of what it makes, or a tuple of sizes
-    uses: Sequence,  # for each call the tensors it reads: a call's number, (call, output), or -1 - k for an input
+    uses: Sequence,  # what each call reads: a call's number, (call, output) or -1 - k for an input
     outputs: Iterable = (),  # tensors that the model returns: kept to the end
-    inputs: Sequence[int] = (),  # sizes of the model's inputs if they are to count: alive from the start to their last use
-    alias: Iterable[int] = (),  # calls whose first tensor shares the memory of the first tensor they read
+    inputs: Sequence[int] = (),  # sizes of the inputs that are to count, until their last use
+    alias: Iterable[int] = (),  # calls whose first output shares the memory of their first input
 ) -> list[Life]:  # one for each piece of memory
     """When each piece of memory is taken and given back; `ScheduleError` for an order that cannot
     be."""
@@ -183,7 +183,7 @@ def memory_steps(
     outputs: Iterable = (),  # tensors that the model returns: kept to the end
     inputs: Sequence[int] = (),  # sizes of the model's inputs if they are to count
     alias: Iterable[int] = (),  # calls that only re-label what they read
-    in_place: Iterable[int] = (),  # calls that may write over what they read, if nobody needs it any more
+    in_place: Iterable[int] = (),  # calls that may write over an input that nothing else needs
 ) -> list[int]:  # for each step the memory that must be there while it runs
     "Memory over time, for a given order; arguments as for `lives`."
     memory = _memory(sizes, uses, outputs, inputs, alias)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
+from . import profiler_others  # noqa: F401  registers the last of the rules
 from fashion_nb.analysis.profiler_layers import (
     _attention_inputs,
     _is_product,

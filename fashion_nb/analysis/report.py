@@ -66,7 +66,7 @@ class LayerCost:
     memory: int = 0  # bytes of activations alive while the call runs; for the total the peak
     bytes_read: int = 0  # inputs and weights, each once
     bytes_written: int = 0  # outputs
-    known: bool = True  # False: no handler, or one that does not know all of it: the counts and the totals are lower bounds
+    known: bool = True  # False: not all of its work is known, and counts are lower bounds
     note: str = ""  # what the reader should know
 
     @property
@@ -114,7 +114,7 @@ class CostReport:
     training: bool = False  # with the backward pass?
     options: tuple[str, ...] = ()  # what else departs from the plain count, in words
     best_order: bool = True  # is the peak of memory proved to be the least of all orders?
-    works: dict = field(default_factory=dict, repr=False, compare=False)  # from a row's name to its `Work`, for the derivations
+    works: dict = field(default_factory=dict, repr=False, compare=False)  # `Work` by row's name
 
     @property
     def unknown(self) -> list[str]:
@@ -232,7 +232,8 @@ def _display_frame(
 # %% ../../nbs/api/analysis/23_report.ipynb #873b6dd8
 _SORT = (
     "(function(h){var"
-    " t=h.closest('table'),b=t.tBodies[0],i=h.cellIndex,d=h.dataset.down!=='1';h.dataset.down=d?'1':'0';"
+    " t=h.closest('table'),b=t.tBodies[0],i=h.cellIndex,"
+    "d=h.dataset.down!=='1';h.dataset.down=d?'1':'0';"
     "[].slice.call(b.rows).sort(function(x,y){var v=function(r){var c=r.cells[i];return"
     " c.dataset.v===undefined?c.textContent:+c.dataset.v},"
     "p=v(x),q=v(y);return(p>q?1:p<q?-1:0)*(d?-1:1)}).forEach(function(r){b.appendChild(r)})})(this)"
@@ -282,7 +283,8 @@ def _html_table(
     )
     return (
         "<table class='dataframe cost'"
-        f" style='font-size:.85em;white-space:nowrap'>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody><tfoot>{foot}</tfoot></table>"
+        f" style='font-size:.85em;white-space:nowrap'>{caption}<thead><tr>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody><tfoot>{foot}</tfoot></table>"
     )
 
 # %% ../../nbs/api/analysis/23_report.ipynb #c81c6431
@@ -295,7 +297,7 @@ class Derivation:
 
     name: str  # the call's name
     kind: str  # the layer's class
-    lines: tuple[tuple[str, str, str, int], ...]  # what is counted, the formula, the same with numbers, the result
+    lines: tuple[tuple[str, str, str, int], ...]  # what, formula, with numbers, result
     result: str  # the FLOPs in the report's convention, in LaTeX
 
     @property

@@ -24,11 +24,11 @@ class _Plan:
     children: list[list[int]]  # for each call those that need it
     grows: list[int]  # for each call the size of what it makes
     fades: list[int]  # for each call the part of it that nobody reads
-    reads: list[tuple]  # for each call (bits of all readers, size) of each piece that it reads and that is not kept
-    swaps: list[tuple]  # for each call: (size of what may be put in the place of a dying piece, bits of such pieces' readers)
+    reads: list[tuple]  # for each call (readers' bits, size) of each piece it reads, unless kept
+    swaps: list[tuple]  # for each call (size of what may replace a dying piece, its readers' bits)
     start: int  # memory before the first call
     ready: list[int]  # calls that need no other
-    pieces: list[tuple]  # for each piece of memory: (its maker's bit or 0, bits of its readers, size, is it kept?)
+    pieces: list[tuple]  # for each piece (its maker's bit or 0, its readers' bits, size, kept?)
 
 # %% ../../nbs/api/analysis/22_schedule.ipynb #d3694f2c
 def _plan(sizes, uses, outputs=(), inputs=(), alias=(), in_place=()) -> _Plan:
@@ -182,7 +182,7 @@ def _lowest(
     plan: _Plan,  # the calls
     before: int,  # bits of the calls still to do at the start
     after: int,  # bits of those still to do at the end
-) -> int:  # bits of the calls to run from the start, to get to the largest of the lowest sets in between
+) -> int:  # bits of the calls that lead from the start to the largest of the lowest sets
     "A minimum cut between two sets of calls."
     edges = _network(plan, before, after)
     while "out" in (path := _reached(edges, "in", True)):
@@ -233,7 +233,7 @@ def _search(
     plan: _Plan,  # the calls
     limit: int,  # sets to try without a new low before giving up
     bound: int,  # peak to begin with
-) -> tuple[list[int] | None, int]:  # an order (None: gave up), and a peak: without an order below it, if `bound` was
+) -> tuple[list[int] | None, int]:  # an order (None: gave up), and its peak or the bound
     "Dijkstra's algorithm over down-sets, with free calls and new lows."
     tie, seen, root, tried = count(), set(), (plan.todo, plan.start, None), 0
     heap = [(bound, len(plan.needs), plan.start, next(tie), plan.todo, plan.ready, None)]
@@ -341,12 +341,12 @@ class Schedule:
 
 # %% ../../nbs/api/analysis/22_schedule.ipynb #8c59c86f
 def best_order(
-    sizes: Sequence,  # for each call the size of what it makes, or a tuple of sizes: bytes or elements
-    uses: Sequence,  # for each call the tensors it reads: a call's number, (call, output), or -1 - k for an input
+    sizes: Sequence,  # what each call makes: a size, or a tuple of sizes; bytes or elements
+    uses: Sequence,  # what each call reads: a call's number, (call, output) or -1 - k for an input
     outputs: Iterable = (),  # tensors that the model returns: kept to the end
     inputs: Sequence[int] = (),  # sizes of the model's inputs if they are to count
-    alias: Iterable[int] = (),  # calls whose first tensor shares the memory of the first tensor they read
-    in_place: Iterable[int] = (),  # calls that may write over what they read, if nobody needs it any more
+    alias: Iterable[int] = (),  # calls whose first output shares the memory of their first input
+    in_place: Iterable[int] = (),  # calls that may write over an input that nothing else needs
     limit: int = 20_000,  # sets of calls to try without progress before a good order has to do
 ) -> Schedule:  # order, peak, and whether it is proved to be the best
     """The order of execution with the lowest peak memory; calls are numbered so that each needs
@@ -365,7 +365,7 @@ def schedule_model(
     unit: str = "bytes",  # or "elements"
     inputs: bool = False,  # do the model's inputs count?
     outputs: bool = True,  # do the model's outputs count?
-    alias: bool = True,  # do calls that only re-label (Flatten, Reshape, Dropout at inference) share memory?
+    alias: bool = True,  # do calls that only re-label, such as Flatten, share memory?
     in_place: bool = False,  # may element-wise calls (activations, Add) write over what they read?
     limit: int = 20_000,  # as for `best_order`
 ) -> Schedule:  # of the graph's calls; for the graph's whole batch

@@ -128,9 +128,9 @@ def _rule(witness, text):
 
 
 def explained(
-    witness: str,  # 'xla' or 'torch'; for the profiler see `fashion_nb.bug_for_bug.profiler_bugs`
+    witness: str,  # 'xla' or 'torch'; for the profiler see `analysis.profiler_faults.profiler_bugs`
     call,  # a `fashion_nb.graph.LayerCall`
-) -> list[tuple[str, int]]:  # names of rules and the difference in MACs that each explains; none that explains nothing
+) -> list[tuple[str, int]]:  # rules and the difference in MACs that each explains, never 0
     "What the rules say about one call."
     found = [(rule.text, rule.macs(call)) for rule in RULES if rule.witness == witness]
     return [(text, difference) for text, difference in found if difference]
@@ -138,7 +138,7 @@ def explained(
 # %% ../../nbs/api/checks/07_differences.ipynb #849d9904
 def _inside(
     call,  # of any layer
-) -> list:  # of calls: the layer's own, or that of the layer which TimeDistributed repeats, T times its batch
+) -> list:  # of calls: its own, or the one that TimeDistributed repeats, T times its batch
     "The call that does the work."
     if call.kind != "TimeDistributed":
         return [call]
@@ -225,7 +225,7 @@ def _vectors(call):
 # %% ../../nbs/api/checks/07_differences.ipynb #85e1393a
 def _einsum_sizes(
     call,  # any call
-) -> tuple[dict, set] | None:  # from each letter to its size, and the letters that are summed; None if it is no plain sum of two
+) -> tuple[dict, set] | None:  # size by letter, letters summed; None if it is no plain sum of two
     "The axes of an `EinsumDense`, by the letters of its equation."
     equation = (
         getattr(call.layer, "equation", "").replace(" ", "") if call.kind == "EinsumDense" else ""

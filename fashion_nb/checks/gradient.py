@@ -22,7 +22,8 @@ from ..models.gradient import gradient_of
 _AVERAGED = {  # summed or chosen over a window: an average over the same window
     kind: kind.replace("Max", "Average")
     for kind in kinds_of(
-        "convolution", "transposed convolution", "depthwise convolution", "separable convolution", "max pooling", "average pooling",
+        "convolution", "transposed convolution", "depthwise convolution", "separable convolution",
+        "max pooling", "average pooling",
         "padding and cropping", "up-sampling by repeating", "up-sampling of images",
     )
 }  # fmt: skip
@@ -322,7 +323,7 @@ _LARGEST_SIDE = 4096
 def _common_strides(
     graph,  # a `ModelGraph`
     axes: int,  # how many axes the image has
-) -> tuple[list[int], list[int]]:  # for each axis: all strides together, and all enlargements together
+) -> tuple[list[int], list[int]]:  # by axis: product of strides, product of enlargements
     """By which steps may an image grow so that each layer grows by whole steps; and after how many
     units a pattern repeats."""
     def each(value):

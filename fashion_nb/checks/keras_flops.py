@@ -134,7 +134,7 @@ _one_at_a_time = threading.Lock()
 
 def _profiled(
     model,  # a built `keras.Model`, on the TensorFlow backend, its input sizes fixed
-) -> tuple[int, dict[str, int]]:  # operations for one example, in total and by kind of TensorFlow's operations
+) -> tuple[int, dict[str, int]]:  # for one example, in total and by TensorFlow's operation
     """What keras-flops counts, and what the profiler's report to it says besides; raises
     `OracleError` if it cannot."""
     try:

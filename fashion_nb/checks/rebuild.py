@@ -71,7 +71,7 @@ def _rebuild(
     config: dict,  # a model's configuration
     batch_size: int,  # examples
     input_shape,  # None, or a list of shapes without the batch, for inputs with open sizes
-):  # the model, a list of its input shapes with the batch, and a function from a list of tensors to `model(...)`
+):  # the model, its input shapes with the batch, a function from tensors to `model(...)`
     "Build a model whose variables have no values: only in a process that is ours."
     import keras
 

@@ -48,7 +48,7 @@ class Comparison:
     remark: str = ""  # the rules' names; or why there is no number
 
     @property
-    def difference(self):  # theirs minus ours, for each axis if there are several; None if one is missing
+    def difference(self):  # theirs minus ours, by axis if several; None if one is missing
         "By how much the witness says more."
         if self.ours is None or self.theirs is None:
             return None
@@ -92,7 +92,7 @@ class Verification:
         doc="No failure, and at least one witness was heard.",
     )
 
-    def to_frame(self, all_layers=False):  # `pandas.DataFrame`; without `all_layers`, layers that are equal are left out
+    def to_frame(self, all_layers=False):  # `pandas.DataFrame`; equal layers only with `all_layers`
         "The comparisons as a data frame."
         import pandas as pd
 
@@ -325,7 +325,7 @@ def _rules_by_call(
     calls,  # of the graph
     names,  # of the calls that an analyser reports
     but: str = "",  # the name of a rule to leave out
-) -> dict[str, list[tuple[str, int]]]:  # name of a reported call: names of rules, and what they explain
+) -> dict[str, list[tuple[str, int]]]:  # by reported call: rules and what they explain
     "What the rules explain, booked to the calls that the analyser reports."
     found = {}
     for call in calls:
@@ -456,7 +456,7 @@ def _field_rows(
 def verify_field(
     model,  # a built Keras model with one image as its input
     analyser="fashion_nb.analysis.field:receptive_field",  # the function to check, or its name
-    layers: list[str] | None = None,  # names of layers; None for at most `most` of them, the last one with places among them
+    layers: list[str] | None = None,  # names; None for up to `most`, with the last that has places
     most: int = 24,  # how many layers are measured if they are not named
     squeeze_excitation: bool = True,  # do factors count that are the same at all places?
     largest_side: int = _LARGEST_SIDE,  # of the images that are looked at

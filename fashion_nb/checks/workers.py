@@ -216,7 +216,7 @@ def xla_count(
     batch_size: int = 1,  # examples
     input_shape=None,  # for open sizes: a shape without the batch, or one for each input
     timeout: float = 120,  # seconds
-) -> WitnessCount:  # `flops` and `transcendentals` are XLA's own sums; `macs` are 1/2 of its figures for products
+) -> WitnessCount:  # `flops`, `transcendentals`: XLA's sums; `macs`: half of its products
     """What XLA's analysis of the lowered program counts, by layer and in total; `OracleError` where
     it cannot."""
     return _count("xla", model, batch_size, input_shape, timeout)
@@ -250,7 +250,7 @@ def witness_macs(
     models: list,  # built Keras models
     witnesses: tuple[str, ...] = ("xla", "torch"),  # who is asked
     timeout: float = 120,  # seconds for each model
-) -> list[dict]:  # for each model: witness -> a `WitnessCount`, or the `OracleError` that says why not
+) -> list[dict]:  # for each model: counter -> a `WitnessCount`, or the `OracleError` met
     """MACs of many models by both workers at the same time; a witness that is not installed raises
     `OracleError`."""
     questions = [_question(model, everything=False) for model in models]

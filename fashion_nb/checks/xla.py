@@ -22,7 +22,7 @@ def _operations(
     jaxpr,  # of a function of JAX
     call: int | None = None,  # the call that the whole jaxpr belongs to, if it is known
     times: int = 1,  # how often it runs
-):  # yields (number of the call, how often, the operation, whether a loop of unknown length holds it)
+):  # yields (call's number, how often, operation, is it in a loop of unknown length?)
     "All operations of a jaxpr, those inside of others too."
     for operation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, params = operation.primitive.name, operation.params
