@@ -6,9 +6,7 @@
 __all__ = ['AuditReport', 'audit', 'audit_findings']
 
 # %% ../../nbs/api/explore/06_audit.ipynb #79d1752c
-import base64
 import html
-import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import write_atomically
+from ..core.pages import facts_html, figure_source, picture_html
 from ..data.idx import CLASS_NAMES
 from .duplicates import exact_duplicates, near_duplicates
 from fashion_nb.explore.labels import (
@@ -276,13 +275,7 @@ def _gallery(
         columns=columns,
         ax=figure.add_subplot(),
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    code = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<img alt="{html.escape("; ".join(titles), quote=True)}"'
-        f' src="data:image/png;base64,{code}">'
-    )
+    return picture_html(figure_source(figure), "; ".join(titles))
 
 # %% ../../nbs/api/explore/06_audit.ipynb #5a1d1c99
 def _galleries(
@@ -322,14 +315,10 @@ def _fragment(
     self,  # a report
 ) -> str:  # findings as a table, and the pictures
     "What a notebook shows."
-    rows = "".join(
-        f"<tr><th>{html.escape(q)}</th><td>{html.escape(a)}</td></tr>"
-        for q, a in audit_findings(self).items()
-    )
     pictures = "".join(
         f"<h4>{title}</h4>{picture}" for title, picture in _galleries(self).items() if picture
     )
-    return f"<table>{rows}</table>{pictures}"
+    return facts_html(audit_findings(self)) + pictures
 
 # %% ../../nbs/api/explore/06_audit.ipynb #a9e23504
 def _page(
@@ -339,11 +328,8 @@ def _page(
 ) -> str:  # a page that needs no other file
     "The whole report as one HTML page."
     pictures = _galleries(self)
-    rows = "".join(
-        f"<tr><th>{html.escape(q)}</th><td>{html.escape(a)}</td></tr>"
-        for q, a in audit_findings(self).items()
-    )
-    parts = [f'<h1>{html.escape(title)}</h1><div class="wide"><table>{rows}</table></div>']
+    table = facts_html(audit_findings(self))
+    parts = [f'<h1>{html.escape(title)}</h1><div class="wide">{table}</div>']
     for name, frame in _frames(self, 30).items():
         if len(frame):
             parts.append(
