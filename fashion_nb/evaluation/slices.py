@@ -20,7 +20,7 @@ from ..data.idx import CLASS_NAMES
 from .comparison import CompareError, _check_same_images, _mask
 from .metrics import wilson_interval
 from .scores import Evaluation
-from ..explore.duplicates import nearest_neighbours
+from ..explore.duplicates import nearest_neighbors
 from ..explore.outliers import find_outliers
 
 # %% ../../nbs/api/evaluation/07_slices.ipynb #39d8b6ad
@@ -60,7 +60,7 @@ def find_twins(
         raise CompareError(f"the limit is {limit!r}, expected a pixel RMS above 0 and at most 1")
     test_images = np.asarray(test_images)
     plain, mirrored = (
-        nearest_neighbours(images, train_images)
+        nearest_neighbors(images, train_images)
         for images in (test_images, test_images[:, :, ::-1])
     )
     flipped = mirrored[1] < plain[1]
