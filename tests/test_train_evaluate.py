@@ -12,7 +12,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import fashion_nb.runs as runs_module
 import numpy as np
 import pytest
 from small_runs import leftovers, made_data
@@ -30,7 +29,12 @@ from fashion_nb.training.checkpoints import LOG_COLUMNS
 from fashion_nb.training.config import TrainConfig
 from fashion_nb.training.loop import train
 from fashion_nb.training.runs import load_run
-from fashion_nb.training.schedules import TrainError
+from fashion_nb.training.schedules import (
+    TrainError,
+    make_optimizer,
+    make_schedule,
+    schedule_share,
+)
 
 SMALL = TrainConfig(epochs=1, batch_size=32, validation_size=40)
 
@@ -130,10 +134,61 @@ def test_the_bar_shows_on_a_terminal_only(monkeypatch, is_terminal):
     assert ("7/7" in shown and "validation accuracy 87.5%" in shown) if is_terminal else shown == ""
 
 
+def scalars(folder):
+    "By name, the step and value of each scalar that TensorBoard finds below a folder."
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()
+    found = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in tags["scalars"]}
+    for name in tags["tensors"]:
+        found[name] = [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(name)]
+    return found
+
+
+def test_tensorboard_reads_what_keras_own_callback_writes(tmp_path):
+    import keras
+
+    row = {"loss": 1 / 3, "accuracy": 0.5, "val_loss": 0.7, "val_accuracy": 0.6, "seconds": 1.0}
+    rates = [0.1 * float(schedule_share(step, "cosine", 40)) for step in (10, 20)]
+    history = [row | {"epoch": 1, "learning_rate": rates[0]}]
+    history += [row | {"epoch": 2, "loss": 0.25, "val_loss": 0.65, "learning_rate": rates[1]}]
+    checkpoints_room.tensorboard_log(tmp_path, history[:1])
+    checkpoints_room.tensorboard_log(tmp_path, history)  # resumed: no epoch is lost, none is doubled
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(make_optimizer("sgd", make_schedule(0.1, "cosine", 40)))
+    callback = keras.callbacks.TensorBoard(tmp_path / "keras", write_graph=False)
+    callback.set_model(model)
+    for number, epoch in enumerate(history):
+        model.optimizer.iterations.assign(10 * (number + 1))
+        names = ("loss", "accuracy", "val_loss", "val_accuracy")
+        callback.on_epoch_end(number, {name: epoch[name] for name in names})
+    callback.on_train_end()
+
+    theirs = {name[6:]: values for name, values in scalars(tmp_path / "keras" / "train").items()}
+    held_out = scalars(tmp_path / "keras" / "validation").items()
+    theirs |= {f"val_{name[6:]}": values for name, values in held_out}
+    ours = scalars(tmp_path / "tensorboard")
+    assert theirs.keys() == {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+    assert ours.keys() == theirs.keys() | {"seconds"}
+    for name, values in theirs.items():
+        assert [step for step, _ in ours[name]] == [step + 1 for step, _ in values] == [1, 2]
+        np.testing.assert_allclose([v for _, v in ours[name]], [v for _, v in values], rtol=1e-6)
+
+
+def test_the_learning_rate_of_a_run_is_in_its_event_file(finished):
+    steps = 7  # 200 images in batches of 32, all of the run: the cosine has come to its end
+    [(epoch, value)] = scalars(finished.folder / "tensorboard")["learning_rate"]
+    expected = SMALL.learning_rate * schedule_share(steps, SMALL.schedule, steps)
+    assert epoch == 1 and value == pytest.approx(expected, abs=1e-9)
+
+
 def test_without_tensorboard_the_record_says_so(tmp_path, monkeypatch):
-    find_spec = runs_module.util.find_spec
+    find_spec = checkpoints_room.util.find_spec
     monkeypatch.setattr(
-        runs_module.util,
+        checkpoints_room.util,
         "find_spec",
         lambda name: None if name == "tensorboard" else find_spec(name),
     )
@@ -150,7 +205,7 @@ def test_without_git_there_is_no_commit(monkeypatch):
 
 def test_importing_costs_nothing():
     code = (
-        "import sys, fashion_nb.train, fashion_nb.evaluate\nheavy = {'keras', 'tensorflow', 'jax',"
+        "import sys, fashion_nb.training.loop, fashion_nb.evaluation.evaluation\nheavy = {'keras', 'tensorflow', 'jax',"
         " 'sklearn', 'pandas', 'matplotlib', 'seaborn', 'tqdm'} & set(sys.modules)\nassert not"
         " heavy, heavy"
     )
