@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import click
-import fashion_nb.settings as settings
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -18,6 +17,7 @@ from fashion_nb.cli import training_commands as training_commands_room
 from fashion_nb.experiments.store import load_records
 from fashion_nb.models.words import BLOCKS, ModelError, block_table, is_description
 from fashion_nb.models.zoo import MODELS, build_model, list_models, model_info
+from fashion_nb.training import config as settings
 from fashion_nb.training.augment import (
     AUGMENTATIONS,
     AugmentError,

@@ -616,8 +616,12 @@ def test_damaged_records(damage, store):
     content = json.dumps(change(json.loads(path.read_text()))) if callable(change) else change
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = names(store)
-    for read in (lambda: load_records(folder=store), lambda: find_records_of([SMALL], store), lambda: leaderboard(folder=store, data=made_data()),
-                 lambda: reproduce(NAME, store, store / "runs", made_data(), progress=False)):  # fmt: skip
+    for read in (
+        lambda: load_records(folder=store),
+        lambda: find_records_of([SMALL], store),
+        lambda: leaderboard(folder=store, data=made_data()),
+        lambda: reproduce(NAME, store, store / "runs", made_data(), progress=False),
+    ):
         with pytest.raises(
             StoreError,
             match=(
@@ -935,7 +939,10 @@ try:
     records["dense/units25-seed0"].probabilities
 except FashionNbError as error:
     said = str(error)
-tables = {group: leaderboard(group)[["row", "mean", "nll", "calibration_error", "recomputed"]].to_dict("list") for group in ("dense", "defaults")}
+shown = ["row", "mean", "nll", "calibration_error", "recomputed"]
+tables = {
+    group: leaderboard(group)[shown].to_dict("list") for group in ("dense", "defaults")
+}
 print(json.dumps([len(records), records["budget_1m/best-seed0"].probabilities.shape, said, tables]))
 """
     answer = subprocess.run(

@@ -52,7 +52,7 @@ class _Sizes(click.ParamType):
 
 
 def _opened(
-    name: str,  # of the zoo, 'keras.applications.NAME', or a .keras file; a wrong one is refused before Keras is started
+    name: str,  # as typed; a wrong one is refused before Keras is started
     input_shape: tuple | None = None,  # for a model of keras.applications
 ):  # a Keras model
     "Build or load a model, quietly."

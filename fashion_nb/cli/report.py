@@ -15,6 +15,7 @@ import click
 from .base import ReportError, _start_keras, cli
 from .training_commands import _config, _options
 from ..core.files import write_atomically
+from ..core.pages import figure_source
 
 # %% ../../nbs/api/cli/05_report.ipynb #3fe429ee
 def verify_counts(
@@ -37,16 +38,12 @@ def _picture(
     axes,  # what a plotting function returned: axes, or an array of them
 ) -> str:  # an address that holds the PNG itself
     "The figure of some axes as a part of a page; the figure is closed."
-    import base64
-    import io
-
     import matplotlib.pyplot as plt
 
     figure = getattr(axes, "flat", [axes])[0].figure
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    source = figure_source(figure, dpi=120)
     plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return source
 
 # %% ../../nbs/api/cli/05_report.ipynb #a8e3f642
 def _facts(
@@ -78,7 +75,7 @@ def _facts(
 # %% ../../nbs/api/cli/05_report.ipynb #d142bcb7
 def _field_rows(
     fields: dict,  # model: `FieldReport`
-) -> list[dict]:  # for each layer that any of them has: name and sizes, () where a model has no such layer
+) -> list[dict]:  # for each layer of any of them: name and sizes, () where a model has none
     "Receptive fields of several models, side by side."
     found = [{layer.name: layer.size for layer in report.layers} for report in fields.values()]
     names = dict.fromkeys(name for sizes in found for name in sizes)
@@ -189,7 +186,7 @@ def _contents(
 
 # %% ../../nbs/api/cli/05_report.ipynb #d3efd73e
 def write_report(
-    folder: Path,  # where index.html, metrics.json and metrics.txt go; files of these names are replaced
+    folder: Path,  # where index.html, metrics.json and metrics.txt go, and replace others
     config,  # a `TrainConfig`
     data=None,  # a `FashionMNIST`; None loads it
     run_folder: Path | None = None,  # where the run goes; None: below runs/, named by the settings

@@ -58,6 +58,17 @@ def _board(
         }
     )
 
+
+def _copied_note(
+    table,  # from `leaderboard`, with rows that are not recomputed
+) -> str:  # one line
+    "Which figures could not be recomputed from stored answers, and what would help."
+    copied = int((~table["recomputed"].astype(bool)).sum())
+    return (
+        f"{copied} of {len(table)} rows are as recorded after training, not recomputed: their"
+        " answers are not here; a clone of the repository has them"
+    )
+
 # %% ../../nbs/api/cli/06_store_commands.ipynb #db2f1008
 def _published(
     table,  # from `published_points`
@@ -100,8 +111,8 @@ def leaderboard_command(group, published, results, as_json):
     first.
 
     A row is a network and a recipe; mean and standard deviation, in %, are over its seeds. The
-    interval is what the
-    10,000 test images leave open.
+    interval is what the 10,000 test
+    images leave open. A line below the table says when figures could not be recomputed.
 
     \b
     Examples:
@@ -129,6 +140,8 @@ def leaderboard_command(group, published, results, as_json):
             )
         )
     click.echo(_board(table) if len(table) else f"no stored results in {store_folder(results)}")
+    if len(table) and not table["recomputed"].all():
+        click.echo(f"\n{_copied_note(table)}")
     if published:
         click.echo(f"\n{_published(points)}")
 
@@ -195,7 +208,7 @@ def _outcome(
     help="Folder of the trainings.",
 )
 def experiments_run(grid, jobs, dask, results, runs):
-    """Train and store what is missing of a GRID, or go on with it.
+    """Train and store what is missing of a GRID, or resume it.
 
     GRID is a name from 'experiments list', or a JSON or YAML file of your own: rows, each a name
     and the settings that

@@ -95,7 +95,7 @@ def measure_latency(
     models: list[str],  # names or descriptions
     rounds: int = 20,  # each network is called `calls` times a round
     calls: int = 50,
-) -> dict:  # JSON-ready: device, versions, and for each model the quartiles of a call in milliseconds
+) -> dict:  # JSON-ready: device, versions, each model's quartiles of a call in milliseconds
     "Time networks on one image at a time, in turns, on the processor."
     import keras
 
@@ -186,8 +186,9 @@ def fastest(
     accuracies,  # to be reached on test by the mean of at least three seeds
     device: str,  # as the column "device" calls it
     taught: bool = True,  # also rows with a teacher, whose seconds come on top
-):  # data frame, a row an accuracy: the row that needs the least time for it, if any; "total" has the teachers' seconds in it
-    "Which row of the store is soonest at an accuracy, teachers included."
+):  # data frame, a row an accuracy: the row of the store that needs the least time for it, if any
+    """Which row of the store is soonest at an accuracy; the column "total" has the teachers'
+    seconds in it."""
     import pandas as pd
 
     table = table[
@@ -222,9 +223,9 @@ def timed_runs(
     group: str,  # of the results store
     folder: Path | str | None = None,  # of the store; None is the package's own
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST; only the test labels are used
-):  # data frame, a row a run: row (without GROUP/), seed, accuracy (on test), seconds (of training, without the warm-up), warm_up
-    """How accurate each run of a group is, and how long it was trained; an unknown group, or
-    answers to other test images, raise `StoreError`."""
+):  # data frame, a row a run: row (without GROUP/), seed, accuracy (on test), seconds, warm_up
+    """How accurate each run of a group is, and for how many seconds it was trained, the warm-up
+    left out; an unknown group, or answers to other test images, raise `StoreError`."""
     import pandas as pd
 
     records = load_records(group, folder)
@@ -232,7 +233,8 @@ def timed_runs(
         warm_up(record.history.seconds.to_numpy()) for record in records
     ]
     return pd.DataFrame({
-        "row": [record.row.partition("/")[2] for record in records], "seed": [record.config.seed for record in records],
+        "row": [record.row.partition("/")[2] for record in records],
+        "seed": [record.config.seed for record in records],
         "accuracy": runs["mean"], "seconds": runs.seconds - first, "warm_up": first,
     })  # fmt: skip
 
@@ -424,8 +426,9 @@ def plot_frontier(
             if text.get_window_extent().x1 > ax.bbox.x1:
                 text.set_horizontalalignment("right")
         adjust_text(
-            texts, x=avoid[x].to_numpy(float), y=1 - avoid["mean"].to_numpy(float), ax=ax, expand=(1.2, 1.6), force_text=(0.2, 0.4),
-            iter_lim=500,  # by default it stops after a second, and a busy machine gets another plot
+            texts, x=avoid[x].to_numpy(float), y=1 - avoid["mean"].to_numpy(float),
+                ax=ax, expand=(1.2, 1.6), force_text=(0.2, 0.4),
+            iter_lim=500,  # by default a second, and a busy machine gets another plot
             arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.5},
         )  # fmt: skip
     return ax

@@ -230,5 +230,12 @@ def reproduce(
     before = old.probabilities.argmax(axis=1)
     right = before == new.labels, new.predictions == new.labels
     test = mcnemar(int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum()))
-    return Reproduction(old.name, int(right[0].sum()), new.right, int((before == new.predictions).sum()), new.total,
-                        float(np.abs(old.probabilities - new.probabilities).max()), float(test))  # fmt: skip
+    return Reproduction(
+        old.name,
+        int(right[0].sum()),
+        new.right,
+        int((before == new.predictions).sum()),
+        new.total,
+        float(np.abs(old.probabilities - new.probabilities).max()),
+        float(test),
+    )

@@ -153,7 +153,7 @@ class Record:
 
     name: str  # GROUP/ROW-seedN
     folder: Path  # of the store
-    details: dict  # config, history, device, processor (newer ones), backend, versions, commit, data, started, seconds, metrics
+    details: dict  # config, history, metrics, data, device, versions, commit, seconds, and more
 
     @property
     def row(self) -> str:  # GROUP/ROW
