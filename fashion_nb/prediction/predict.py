@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.pages import png_source
 from ..data.idx import CLASS_NAMES
 from .image import SUFFIXES, PredictError, Step, _name, prepare
 from .novelty import FALSE_ALARMS
@@ -90,21 +91,19 @@ def _picture_html(
     step: Step,  # what to show
 ) -> str:  # an <img> that holds its own picture
     "A step as a small picture in HTML."
-    import base64
-
     from PIL import Image
 
     picture = Image.fromarray(step.image)
     picture.thumbnail((168, 168))
     content = io.BytesIO()
     picture.save(content, "PNG")
-    source = base64.b64encode(content.getvalue()).decode()
+    source = png_source(content.getvalue())
     size = "width:84px;height:84px;object-fit:contain;image-rendering:pixelated;background:#777"
     return (
         f"<figure style='display:inline-block;margin:0 8px 8px 0'><img alt='{escape(step.name)}:"
         f" {escape(step.meaning, quote=True)}' "
         f"style='{size}'"
-        f" src='data:image/png;base64,{source}'>"
+        f" src='{source}'>"
         f"<figcaption>{escape(step.name)}</figcaption></figure>"
     )
 
