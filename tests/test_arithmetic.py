@@ -1534,7 +1534,7 @@ def test_an_unknown_cell_or_layer_inside_is_unknown():
     assert [layer_work(call) for call in calls] == [None, Work(), None]
 
 
-def test_low_rank_updates_and_quantised_layers():
+def test_low_rank_updates_and_quantized_layers():
     layer = L.Dense(6)
     model = keras.Sequential([keras.Input((8,)), layer])
     layer.enable_lora(2)
@@ -1544,7 +1544,7 @@ def test_low_rank_updates_and_quantised_layers():
     model = keras.Sequential([keras.Input((8,)), layer])
     layer.quantize("int8")
     (call,) = model_graph(model).calls
-    assert layer_work(call).macs == 48 and layer_work(call).unknown == ("quantisation",)
+    assert layer_work(call).macs == 48 and layer_work(call).unknown == ("quantization",)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -189,9 +189,11 @@ BACKENDS = """
             return ops.relu(self.conv(inputs) + inputs)
 
     image = keras.Input((None, None, 4))
-    features = layers.GlobalAveragePooling2D(name="all")(Block()(layers.ZeroPadding2D(1, name="pad")(image)))
+    padded = layers.ZeroPadding2D(1, name="pad")(image)
+    features = layers.GlobalAveragePooling2D(name="all")(Block()(padded))
     model = keras.Model(image, ops.reshape(features, (-1, 2)))
-    print([(call.name, call.kind, call.output_shape, call.parents) for call in model_graph(model, (6, 6, 4)).calls])
+    calls = model_graph(model, (6, 6, 4)).calls
+    print([(call.name, call.kind, call.output_shape, call.parents) for call in calls])
 """
 
 

@@ -114,7 +114,7 @@ def _weight(
     layer,  # a built layer
     name: str = "kernel",
 ):  # the variable, or None where it is not the one that is multiplied
-    "A layer's variable; not that of a quantised layer, which stores it packed."
+    "A layer's variable; not that of a quantized layer, which stores it packed."
     if getattr(layer, "quantization_mode", None) is not None:
         return None
     return (
@@ -125,9 +125,9 @@ def _weight(
 
 
 def _low_rank(layer) -> Work:
-    """The update of a kernel by two small matrices (LoRA), and what quantisation adds, which is not
+    """The update of a kernel by two small matrices (LoRA), and what quantization adds, which is not
     counted."""
-    unknown = ("quantisation",) if getattr(layer, "quantization_mode", None) is not None else ()
+    unknown = ("quantization",) if getattr(layer, "quantization_mode", None) is not None else ()
     if not getattr(layer, "lora_enabled", False):
         return Work(unknown=unknown)
     first, second = layer.lora_kernel_a, layer.lora_kernel_b
@@ -255,9 +255,9 @@ def _global_pooling(call, training=False) -> Work:
 @_handles(*kinds_of("adaptive pooling", "adaptive pooling function"))
 def _adaptive_pooling(call, training=False) -> Work:
     "Windows that share the positions out as evenly as they can."
-    given, wanted = call.inputs[0].shape, call.layer.output_size
+    given, target = call.inputs[0].shape, call.layer.output_size
     size, channels = positions_and_channels(given, call.layer.data_format)
-    output_size = (wanted,) * len(size) if isinstance(wanted, int) else tuple(wanted)
+    output_size = (target,) * len(size) if isinstance(target, int) else tuple(target)
     taps = prod(
         sum(ceil((i + 1) * n / m) - i * n // m for i in range(m)) for n, m in zip(size, output_size)
     )

@@ -27,7 +27,7 @@ def _batch_normalization(call, training=False) -> Work:
     moments = _other("mean and variance of the batch", numbers, 4), _other(
         "moving averages", channels, 6
     )
-    return Work(terms + moments, ("renormalisation",) if getattr(layer, "renorm", False) else ())
+    return Work(terms + moments, ("renormalization",) if getattr(layer, "renorm", False) else ())
 
 # %% ../../nbs/api/analysis/09_normalizations.ipynb #66fe1047
 def _moments_terms(numbers, rows) -> tuple[Term, ...]:
@@ -40,7 +40,7 @@ def _moments_terms(numbers, rows) -> tuple[Term, ...]:
 
 
 def _rows(shape, axes) -> tuple:
-    "The symbols of the axes that are not normalised over."
+    "The symbols of the axes that are not normalized over."
     axes = {axis % len(shape) for axis in (axes if isinstance(axes, (tuple, list)) else (axes,))}
     return tuple(pair for axis, pair in enumerate(_sizes(shape)) if axis not in axes)
 

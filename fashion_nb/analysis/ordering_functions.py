@@ -303,6 +303,6 @@ _REASONS = {
     "overlapping windows are added and divided by their sum": "ISTFT",
     "a chain of filters": "SSIM",
     "the parent of the segment functions": "SegmentReduction",
-    "only for simulated quantisation": "FakeQuantWithMinMaxVars",
+    "only for simulated quantization": "FakeQuantWithMinMaxVars",
 }
 UNKNOWN |= {f"ops.{name}": reason for reason, names in _REASONS.items() for name in names.split()}

@@ -246,8 +246,8 @@ _BUGS: dict[str, Callable[[LayerCall], list[Fault]]] = {
 
 
 def profiler_bugs(
-    call: LayerCall,  # one call of a layer, from `fashion_nb.graph`
-) -> list[Fault]:  # each with what the profiler says more; empty where it is right or where no rule is known
+    call: LayerCall,  # one call of a layer, from `fashion_nb.analysis.graph`
+) -> list[Fault]:  # each with its gap; empty where the profiler is right or no rule is known
     "Where the profiler's count of products and biases is not two a MAC and one a bias."
     if call.kind in ("Bidirectional", "TimeDistributed", "SpectralNormalization"):
         return _wrapped_bugs(call)

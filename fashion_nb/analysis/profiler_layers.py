@@ -20,9 +20,9 @@ from .traits import einsum_letters, kinds_of
 
 # %% ../../nbs/api/analysis/17_profiler_layers.ipynb #7ca404a8
 _EINSUM_AS_PRODUCT = frozenset("""
-    a,b->ab ab,b->a ab,bc->ac ab,cb->ac abc,cd->abd abc,dc->abd abcd,abde->abce abcd,abed->abce abcd,acbe->adbe
-    abcd,adbe->acbe abcd,aecd->acbe abcd,aecd->aceb abc,cde->abde abc,dce->abde abc,dec->abde abcd,cde->abe
-    abcd,ced->abe abcd,ecd->abe abcde,aebf->adbcf abcde,afce->acdbf
+    a,b->ab ab,b->a ab,bc->ac ab,cb->ac abc,cd->abd abc,dc->abd abcd,abde->abce abcd,abed->abce
+    abcd,acbe->adbe abcd,adbe->acbe abcd,aecd->acbe abcd,aecd->aceb abc,cde->abde abc,dce->abde
+    abc,dec->abde abcd,cde->abe abcd,ced->abe abcd,ecd->abe abcde,aebf->adbcf abcde,afce->acdbf
 """.split())  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def _layer_normalization(call: LayerCall) -> Operations | None:
 # %% ../../nbs/api/analysis/17_profiler_layers.ipynb #bf4b4ee6
 @rule("GroupNormalization")
 def _group_normalization(call: LayerCall) -> Operations:
-    """As layer normalisation, but γ and β meet the moments of a whole group first, so they cost by
+    """As layer normalization, but γ and β meet the moments of a whole group first, so they cost by
     the channel."""
     layer, shape, elements = call.layer, call.inputs[0].shape, call.inputs[0].elements
     channels = shape[0] * shape[layer.axis]
@@ -198,7 +198,7 @@ def _merging(call: LayerCall) -> Operations:
 # %% ../../nbs/api/analysis/17_profiler_layers.ipynb #ef2a7ae7
 @rule("Dot")
 def _dot(call: LayerCall) -> Operations:
-    "A matrix product; normalising both sides first if asked."
+    "A matrix product; normalizing both sides first if asked."
     axes, operations = call.layer.axes, ()
     axes = axes if isinstance(axes, (tuple, list)) else (axes, axes)
     summed = call.inputs[0].shape[axes[0]]

@@ -328,6 +328,7 @@ def _repeat(call: LayerCall) -> Operations | None:
     )
 
 # %% ../../nbs/api/analysis/18_profiler_others.ipynb #809478fb
+# kinds for which `profiler_count` gives None
 UNKNOWN = frozenset(OUTSIDE) | kinds_of(
     "cell", "lookup", "random image", "random move", "image statistics", "spectrogram", "masking"
-) | {"CategoryEncoding", "Pipeline", "ReversibleEmbedding"}  # kinds for which `profiler_count` gives None  # fmt: skip
+) | {"CategoryEncoding", "Pipeline", "ReversibleEmbedding"}  # fmt: skip

@@ -68,9 +68,10 @@ _MOVING = kinds_of(
 ) | {"Permute"}  # fmt: skip
 _TRAINING_ONLY = kinds_of("dropout", "noise", "regularization")
 _WITHOUT_FORMULA = """
-    MaxPooling3D AveragePooling3D LeakyReLU Discretization ops.Absolute ops.Ceil ops.Cos ops.Cosh ops.Erf ops.Exp
-    ops.Expm1 ops.Floor ops.FloorDivide ops.Log1p ops.LogSoftmax ops.LogicalAnd ops.LogicalNot ops.LogicalOr
-    ops.Min ops.Amin ops.Mod ops.Prod ops.Round ops.Sign ops.Sin ops.Sinh ops.Sqrt ops.Tan ops.Isnan ops.Isfinite ops.Isinf
+    MaxPooling3D AveragePooling3D LeakyReLU Discretization ops.Absolute ops.Ceil ops.Cos ops.Cosh
+    ops.Erf ops.Exp ops.Expm1 ops.Floor ops.FloorDivide ops.Log1p ops.LogSoftmax ops.LogicalAnd
+    ops.LogicalNot ops.LogicalOr ops.Min ops.Amin ops.Mod ops.Prod ops.Round ops.Sign ops.Sin
+    ops.Sinh ops.Sqrt ops.Tan ops.Isnan ops.Isfinite ops.Isinf
 """.split()
 
 
@@ -104,7 +105,7 @@ def _rule_for(
 
 
 def profiler_operations(
-    call: LayerCall,  # one call of a layer, from `fashion_nb.graph`
+    call: LayerCall,  # one call of a layer, from `fashion_nb.analysis.graph`
 ) -> Operations | None:  # pairs of name and count; None if no rule is known
     "The TensorFlow operations that the profiler counts in a call."
     found = _rule_for(type(call.layer), "ops." if call.kind.startswith("ops.") else "")
@@ -118,7 +119,7 @@ def profiler_operations(
 
 # %% ../../nbs/api/analysis/15_profiler_rules.ipynb #a026a444
 def profiler_count(
-    call: LayerCall,  # one call of a layer, from `fashion_nb.graph`
+    call: LayerCall,  # one call of a layer, from `fashion_nb.analysis.graph`
 ) -> int | None:  # operations for the batch in its shapes; None if no rule is known
     "What TensorFlow's profiler, and so keras-flops, counts for a call."
     operations = profiler_operations(call)

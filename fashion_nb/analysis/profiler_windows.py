@@ -31,7 +31,11 @@ _ACTIVATIONS = {  # the operations on each number; those without a formula are l
     "squareplus": ("Square", "AddV2", "AddV2", "RealDiv"),
     "tanh_shrink": ("Sub",),
 } | dict.fromkeys(
-    "elu exponential leaky_relu linear log_softmax relu relu6 selu sigmoid softplus softsign tanh".split(), ()
+    (
+        "elu exponential leaky_relu linear log_softmax relu relu6 selu sigmoid softplus softsign"
+        " tanh"
+    ).split(),
+    (),
 )  # fmt: skip
 _APPROXIMATE_GELU = ("Mul", "Pow", "Mul", "AddV2", "Mul", "AddV2", "Mul")
 
@@ -48,7 +52,7 @@ def _activation_names() -> dict:  # from function to name
 
 
 def _sparsemax(
-    shape: tuple[int, ...],  # full shape, the last axis is normalised
+    shape: tuple[int, ...],  # full shape, the last axis is normalized
 ) -> Operations:  # what the profiler counts
     "Sort, running sum, and a threshold for each row."
     elements, rows = prod(shape), prod(shape[:-1])
@@ -234,13 +238,13 @@ def _depthwise(
     by_hand = ()
     if max(layer.strides) > 1 and max(layer.dilation_rate) > 1:
         if layer.padding == "same":
-            wanted = [
+            target = [
                 (ceil(size / stride) - 1) * stride + (taps - 1) * dilation + 1
                 for size, stride, taps, dilation in zip(
                     before, layer.strides, layer.kernel_size, layer.dilation_rate
                 )
             ]
-            before, by_hand = [max(*sizes) for sizes in zip(before, wanted)], _PADDING_BY_HAND
+            before, by_hand = [max(*sizes) for sizes in zip(before, target)], _PADDING_BY_HAND
         positions = prod(
             map(
                 dilated_positions,
@@ -308,10 +312,10 @@ _INDEX_NAMES = ("Mul", "RealDiv", "Minimum", "Mul", "RealDiv", "Minimum", "Sub",
 def _adaptive_pooling(call: LayerCall) -> Operations:
     "Two poolings at stride 1 for each axis."
     layer, shape = call.layer, call.inputs[0].shape
-    sizes, wanted = list(_spatial(layer, shape)), _spatial(layer, call.outputs[0].shape)
+    sizes, target = list(_spatial(layer, shape)), _spatial(layer, call.outputs[0].shape)
     name = "MaxPool" if "Max" in type(layer).__name__ else "AvgPool"
     outer, operations = shape[0] * _channels(layer, shape), ()
-    for axis, size in enumerate(wanted):
+    for axis, size in enumerate(target):
         small, length = ceil(sizes[axis] / size), sizes[axis]
         for window in (small, small + 1) if len(sizes) < 3 else ():
             sizes[axis] = length - window + 1

@@ -42,13 +42,13 @@ class LayerCall:
     "One use of a layer, or of a function of `keras.ops`."
 
     index: int  # place in the list, from 0
-    name: str  # the path to it, such as 'encoder/conv1'; unique: a second call of the same is 'conv1#2'
+    name: str  # the path to it, such as 'encoder/conv1'; unique: a second call is 'conv1#2'
     layer: object = field(repr=False)  # the Keras layer, or the operation of `keras.ops`
-    kind: str  # a layer's class, such as 'Conv2D'; for an operation 'ops.' and its class, such as 'ops.Add'
+    kind: str  # a layer's class, such as 'Conv2D', or an operation's, such as 'ops.Add'
     inputs: tuple[TensorRef, ...]  # all tensors that go in
     outputs: tuple[TensorRef, ...]  # all tensors that come out
     parents: tuple[int, ...]  # the calls that it needs, each once
-    repeat: int = 0  # 0 for the first call of a layer, 1 for the second: weights belong to the first
+    repeat: int = 0  # 0 for a layer's first call, which owns the weights, 1 for the second
     args: tuple = field(default=(), repr=False)  # as called, a `TensorRef` in each tensor's place
     kwargs: dict = field(default_factory=dict, repr=False)  # likewise
 

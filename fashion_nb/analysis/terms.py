@@ -37,7 +37,7 @@ def convolution_macs(
 def dense_macs(
     inputs: int,  # n_in, length of the vector that comes in
     units: int,  # n_out, length of the vector that goes out
-    positions: int = 1,  # vectors that the layer is applied to, for inputs of more than one dimension
+    positions: int = 1,  # vectors that the layer is applied to
 ) -> int:  # MACs for one example
     "Multiply-accumulates of a dense layer, without the bias."
     return positions * inputs * units
@@ -54,8 +54,9 @@ class Term:
     what: str  # what is computed, in plain words
     symbols: tuple[tuple[str, int], ...]  # LaTeX symbol and size; multiplied together
     factor: int = 1  # a number in front
-    over: tuple[tuple[str, int], ...] = ()  # symbols and sizes that divide the product, without a remainder
-    weight: object = field(default=None, compare=False, repr=False)  # the Keras variable whose elements are used value / size times each
+    over: tuple[tuple[str, int], ...] = ()  # symbols and sizes that divide the product evenly
+    # the Keras variable whose elements are used value / size times each
+    weight: object = field(default=None, compare=False, repr=False)
     on_padding: int = 0  # how many of the MACs multiply a zero that padding put there
 
     @property
@@ -113,7 +114,7 @@ class Work:
     "What one call of a layer computes, for the whole batch."
 
     terms: tuple[Term, ...] = ()  # the formulas
-    unknown: tuple[str, ...] = ()  # parts that no formula is known for; with any, the counts are lower bounds
+    unknown: tuple[str, ...] = ()  # parts without a formula: the counts are lower bounds
 
     def count(self, quantity: str) -> int:
         "The sum of the terms of one of `QUANTITIES`."

@@ -16,8 +16,9 @@ from .traits import kinds_of
 _ANNOUNCING = kinds_of("reshape")  # say a shape outright
 _BLIND = {  # count nothing, and pass the loss on
     *kinds_of(
-        "convolution", "depthwise convolution", "separable convolution", "max pooling", "average pooling", "whole",
-        "padding and cropping", "merge", "concatenation", "dropout", "identity",
+        "convolution", "depthwise convolution", "separable convolution", "max pooling",
+        "average pooling", "whole", "padding and cropping", "merge", "concatenation",
+        "dropout", "identity",
     ),
     *(kinds_of("activation") - {"PReLU"}), "Rescaling", "LayerNormalization",
     *(f"ops.{name}" for name in _ONE_EACH), *_AS_ACTIVATION,
