@@ -13,6 +13,7 @@ from small_runs import made_data, saved_weights
 
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.cli import base as base_room
+from fashion_nb.cli import main as _all_commands  # noqa: F401  each room adds its commands
 from fashion_nb.cli import training_commands as training_commands_room
 from fashion_nb.experiments.store import load_records
 from fashion_nb.models.words import BLOCKS, ModelError, block_table, is_description
