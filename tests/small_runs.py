@@ -24,11 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fashion_nb.core.interrupt import check_interrupt
 from fashion_nb.data.fashion_mnist import FashionMNIST, Split
-from fashion_nb.training import devices as devices_room
 from fashion_nb.training import learner as learner_room
-from fashion_nb.training import machine as machine_room
-from fashion_nb.training import runs as runs_room
+from fashion_nb.training import loop as loop_room
 from fashion_nb.training.checkpoints import LOG_COLUMNS, read_checkpoint
 from fashion_nb.training.config import TrainConfig
 from fashion_nb.training.loop import train
@@ -127,8 +126,6 @@ class FakeNet:
 
 def do_without_keras(pause=0.0, size=50):
     "Put numbers in the place of the network: whatever the next epoch depends on is in the state."
-    import fashion_nb.train as module
-
     def learner(config, images, batches):
         return {"net/000": np.full(size, 0.5), "optimizer/000": np.array(0)}
 
@@ -140,7 +137,7 @@ def do_without_keras(pause=0.0, size=50):
             )
             state["optimizer/000"] = state["optimizer/000"] + 1
             watcher.batch(number, batch)
-            module.check_interrupt()
+            check_interrupt()
             time.sleep(pause)
         loss = float(np.abs(state["net/000"]).mean())
         row = {
@@ -152,14 +149,12 @@ def do_without_keras(pause=0.0, size=50):
         }
         return row, {name: value.copy() for name, value in state.items()}
 
-    learner_room.make_learner, learner_room.train_epoch = learner, epoch
-    learner_room.get_state, learner_room.set_state, learner_room.check_state = (
-        dict,
-        lambda learner, state: learner.update(state),
-        lambda learner, state: None,
-    )
-    runs_room.build_from = lambda config, state: FakeNet(state)
-    devices_room.placed, machine_room.describe_session = _placed, _described
+    loop_room.make_learner, loop_room.train_epoch = learner, epoch
+    loop_room.get_state = dict
+    loop_room.set_state = lambda learner, state: learner.update(state)
+    loop_room.check_state = lambda learner, state: None
+    loop_room.build_from = lambda config, state: FakeNet(state)
+    loop_room.placed, loop_room.describe_session = _placed, _described
 
 
 CTRL_C = ("interrupt", "interrupt swallowed", "interrupt twice")

@@ -5,8 +5,6 @@ import hashlib
 import json
 import math
 
-import fashion_nb.distil
-import fashion_nb.settings
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -71,7 +69,7 @@ def soft_labels(tmp_path_factory):
         )
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fashion_nb.distil, "soft_folder", lambda asked=None: folder)
+        patch.setattr(soft_labels_room, "soft_folder", lambda asked=None: folder)
         yield folder
 
 
@@ -658,7 +656,7 @@ def test_soft_labels_that_cannot_be_used(damage, soft_labels, tmp_path, recwarn)
     path.write_bytes((soft_labels / "wide.npz").read_bytes())
     assert soft_labels_room.load_soft_labels("wide", 240).shape == (240, 10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fashion_nb.distil, "soft_folder", lambda asked=None: tmp_path)
+        patch.setattr(soft_labels_room, "soft_folder", lambda asked=None: tmp_path)
         DAMAGED[damage](path)
         with pytest.raises(TrainError, match="^the soft labels 'wide' ") as error:
             soft_labels_room.load_soft_labels("wide", 240)

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import fashion_nb.train as train_module
 import numpy as np
 import pytest
 from small_runs import CTRL_C, Nursery, assert_same_run, leftovers, made_data
@@ -588,7 +587,7 @@ def test_nan_in_a_later_epoch(cut_off, monkeypatch):
         return inputs, wanted * np.float32(np.nan)
 
     real = learner_room.epoch_inputs
-    monkeypatch.setattr(train_module, "epoch_inputs", poisoned)
+    monkeypatch.setattr(learner_room, "epoch_inputs", poisoned)
     checkpoint_path(cut_off, 4).unlink()
     before = checkpoint_path(cut_off, 3).read_bytes()
     with pytest.raises(
