@@ -55,7 +55,7 @@ def packed(contents, tmp_path_factory):
 @pytest.fixture
 def empty_home(tmp_path, monkeypatch):
     "A user without caches, environment variables or Debian's package; returns the home folder."
-    import fashion_nb.data
+    from fashion_nb.data import fashion_mnist, sources
 
     home = tmp_path / "home"
     home.mkdir()
@@ -63,7 +63,6 @@ def empty_home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.delenv("FASHION_NB_DATA", raising=False)
     monkeypatch.delenv("KERAS_HOME", raising=False)
-    monkeypatch.setattr(
-        fashion_nb.data, "DEBIAN_FOLDER", tmp_path / "usr/share/datasets/fashion-mnist"
-    )
+    for room in (sources, fashion_mnist):
+        monkeypatch.setattr(room, "DEBIAN_FOLDER", tmp_path / "usr/share/datasets/fashion-mnist")
     return home

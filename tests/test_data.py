@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fashion_nb.data as module
 from fashion_nb.data import fashion_mnist as fashion_mnist_room
 from fashion_nb.data import sources as sources_room
 from fashion_nb.data.fashion_mnist import fetch_fashion_mnist, load_fashion_mnist
@@ -219,7 +218,7 @@ def test_a_corrupt_cache_is_reported_set_aside_and_fetched_again(
         load_fashion_mnist()
 
 
-def test_a_corrupt_cache_that_cannot_be_set_aside_is_passed_over(
+def test_a_corrupt_cache_that_cannot_be_set_aside_is_skipped(
     packed, empty_home, contents, monkeypatch
 ):
     linked(packed, empty_home / ".keras/datasets/fashion-mnist")
@@ -253,7 +252,7 @@ def test_without_room_for_a_cache_the_data_set_is_held_in_memory(
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(sources_room, "write_atomically", full)
     with pytest.warns(
         UserWarning, match="cannot be written .No space left on device.; loading into memory"
     ):
@@ -266,7 +265,7 @@ def test_a_full_disk_stops_the_download_with_a_sentence(host, empty_home, monkey
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(sources_room, "write_atomically", full)
     with pytest.raises(
         DownloadError, match="cannot be written .No space left on device.: make room"
     ):
@@ -345,7 +344,7 @@ def test_ctrl_c_leaves_nothing_half_written(host, empty_home, monkeypatch):
     def interrupted(path, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_atomically", interrupted)
+    monkeypatch.setattr(sources_room, "write_atomically", interrupted)
     with pytest.raises(KeyboardInterrupt):
         download(TEST_LABELS, (host.url,))
     assert [path.name for path in cache_folder().iterdir()] == [f"{TEST_LABELS.name}.lock"] and len(
@@ -440,7 +439,7 @@ def test_a_full_disk_while_the_package_is_unpacked_is_one_sentence(
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(fashion_mnist_room, "write_atomically", full)
     with pytest.raises(DownloadError, match="check the network.*No space left on device") as error:
         fetch_fashion_mnist()
     assert "\n" not in str(error.value)
