@@ -35,7 +35,7 @@ _PUBLIC = {
     "FieldError": "analysis.axis",
     "register_field": "analysis.field_walk",
     "receptive_field": "analysis.field",
-    "effective_field": "analysis.effective_field",
+    "effective_field": "analysis.field",
     "verify_cost": "checks.verify",
     "verify_field": "checks.verify",
     "register_augmentation": "training.augment",

@@ -11,15 +11,16 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import fashion_nb.evaluate
-import fashion_nb.store
-import fashion_nb.train
 import numpy as np
 import pandas as pd
 import pytest
 from small_runs import made_data, made_split
 
-import fashion_nb.experiments
+import fashion_nb.evaluation.evaluation
+import fashion_nb.experiments.grid
+import fashion_nb.experiments.leaderboard
+import fashion_nb.experiments.store
+import fashion_nb.training.loop
 import fashion_nb.training.parallel
 from fashion_nb.cli.main import cli, run
 from fashion_nb.core.errors import FashionNbError
@@ -347,10 +348,10 @@ def test_a_grid_is_trained_and_stored(whole):
 def test_the_second_time_nothing_is_trained(whole, monkeypatch):
     folder, found = whole
     monkeypatch.setattr(
-        fashion_nb.experiments, "train_many", lambda *_, **__: pytest.fail("it was trained")
+        fashion_nb.experiments.grid, "train_many", lambda *_, **__: pytest.fail("it was trained")
     )
     monkeypatch.setattr(
-        fashion_nb.experiments, "store_run", lambda *_, **__: pytest.fail("it was stored")
+        fashion_nb.experiments.grid, "store_run", lambda *_, **__: pytest.fail("it was stored")
     )
     again = done(folder)
     assert {name: record.details for name, record in again.items()} == {
@@ -361,7 +362,7 @@ def test_the_second_time_nothing_is_trained(whole, monkeypatch):
 def test_records_of_other_images_are_neither_answers_nor_lost(whole, monkeypatch):
     folder, _ = whole
     monkeypatch.setattr(
-        fashion_nb.experiments,
+        fashion_nb.experiments.grid,
         "train_many",
         lambda configs, *_, **__: [pytest.fail("it was trained") for _ in configs],
     )
@@ -456,7 +457,7 @@ def test_all_fail(tmp_path, monkeypatch):
 
 
 def test_what_could_not_be_stored_is_stored_later_without_training(whole, tmp_path, monkeypatch):
-    write = fashion_nb.store.write_atomically
+    write = fashion_nb.experiments.store.write_atomically
 
     def full(path, content):
         if "fast-seed0" in Path(path).name:
@@ -465,14 +466,15 @@ def test_what_could_not_be_stored_is_stored_later_without_training(whole, tmp_pa
 
     without(whole, tmp_path, NAMES[1], runs=False)
     with monkeypatch.context() as patch:
-        patch.setattr(fashion_nb.store, "write_atomically", full)
+        patch.setattr(fashion_nb.experiments.store, "write_atomically", full)
         found = done(tmp_path)
     assert (
         isinstance(found[NAMES[1]], StoreError)
         and "No space left" in str(found[NAMES[1]])
         and len(stored(tmp_path)) == 3
     )
-    monkeypatch.setattr(fashion_nb.train, "make_learner", lambda *_: pytest.fail("it was trained"))
+    no_training = lambda *_: pytest.fail("it was trained")  # noqa: E731
+    monkeypatch.setattr(fashion_nb.training.loop, "make_learner", no_training)
     assert isinstance(done(tmp_path)[NAMES[1]], Record)
     assert_same_records(tmp_path, whole[0])
 
@@ -493,7 +495,7 @@ def test_names_are_checked_before_anything_is_trained(name, tmp_path, monkeypatc
 
 def test_a_run_under_another_name_is_found(whole, monkeypatch):
     monkeypatch.setattr(
-        fashion_nb.experiments, "train_many", lambda *_, **__: pytest.fail("it was trained")
+        fashion_nb.experiments.grid, "train_many", lambda *_, **__: pytest.fail("it was trained")
     )
     found = done(whole[0], {"mine/again-seed0": GRID.configs("tried")[NAMES[0]]})
     assert found["mine/again-seed0"].name == NAMES[0]
@@ -597,7 +599,13 @@ def test_gains_pair_the_seeds(whole):
 @pytest.fixture
 def shell(monkeypatch, capsys):
     "The command on the made data: its status, what it printed, and what it said on standard error."
-    for module in (fashion_nb.store, fashion_nb.train, fashion_nb.evaluate):
+    for module in (
+        fashion_nb.experiments.grid,
+        fashion_nb.experiments.leaderboard,
+        fashion_nb.experiments.store,
+        fashion_nb.training.loop,
+        fashion_nb.evaluation.evaluation,
+    ):
         monkeypatch.setattr(module, "load_fashion_mnist", lambda *_, **__: made_data())
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 

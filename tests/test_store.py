@@ -13,13 +13,14 @@ import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import fashion_nb.store
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import made_data, made_split
 
+import fashion_nb.experiments.leaderboard
+import fashion_nb.experiments.store
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.data.fashion_mnist import Split
 from fashion_nb.evaluation.comparison import compare
@@ -165,7 +166,7 @@ def no_training(*_, **__):
 
 
 def test_what_is_stored_is_not_trained(store, monkeypatch):
-    monkeypatch.setattr(fashion_nb.store, "train", no_training)
+    monkeypatch.setattr(fashion_nb.experiments.leaderboard, "train", no_training)
     assert run_experiment(SMALL, "other/name-seed0", store, data=made_data()).name == NAME
     assert set(find_records_of([SMALL, replace(SMALL, seed=1)], store)) == {SMALL.identity}
     with pytest.raises(AssertionError, match="it was trained"):
@@ -190,7 +191,7 @@ def test_what_is_stored_is_not_trained(store, monkeypatch):
     ],
 )
 def test_names_that_cannot_be_found_again(name, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_nb.store, "train", no_training)
+    monkeypatch.setattr(fashion_nb.experiments.leaderboard, "train", no_training)
     for call in (
         lambda: store_run(run, name, tmp_path / "store", made_data()),
         lambda: run_experiment(SMALL, name or " ", tmp_path / "store", data=made_data()),
@@ -206,7 +207,7 @@ def test_names_that_cannot_be_found_again(name, run, tmp_path, monkeypatch):
 def test_a_name_with_another_seed_is_refused_before_anything_is_written(
     name, run, store, monkeypatch
 ):
-    monkeypatch.setattr(fashion_nb.store, "train", no_training)
+    monkeypatch.setattr(fashion_nb.experiments.leaderboard, "train", no_training)
     with pytest.raises(StoreError, match="seed 0"):
         store_run(run, name, store, made_data())
     with pytest.raises(StoreError, match="seed 0"):
@@ -226,7 +227,7 @@ def test_only_finished_runs_are_stored(status, run, tmp_path):
 @pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_full_disk_leaves_no_half_record(at, code, run, tmp_path, monkeypatch):
-    write, written = fashion_nb.store.write_atomically, []
+    write, written = fashion_nb.experiments.store.write_atomically, []
 
     def full(path, content):
         written.append(path)
@@ -235,7 +236,7 @@ def test_a_full_disk_leaves_no_half_record(at, code, run, tmp_path, monkeypatch)
         return write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fashion_nb.store, "write_atomically", full)
+        patch.setattr(fashion_nb.experiments.store, "write_atomically", full)
         with pytest.raises(
             StoreError,
             match=(
@@ -301,7 +302,7 @@ def test_a_name_is_not_taken_by_other_settings(store, run, tmp_path):
 def test_a_name_is_not_taken_by_other_images(part, store, run, monkeypatch):
     other = replace(made_data(), **{part: made_split(240 if part == "train" else 50, 7)})
     before = {name: (store / name).read_bytes() for name in names(store)}
-    monkeypatch.setattr(fashion_nb.store, "train", no_training)
+    monkeypatch.setattr(fashion_nb.experiments.leaderboard, "train", no_training)
     with pytest.raises(
         StoreError,
         match=(
@@ -334,12 +335,14 @@ def test_a_run_may_be_stored_again(store, run):
 
 def test_answers_without_their_record_are_noticed(store, run, monkeypatch):
     "Cut off between the two files: the old record does not speak for the new answers."
-    real = fashion_nb.store.write_atomically
+    real = fashion_nb.experiments.store.write_atomically
     monkeypatch.setattr(
-        fashion_nb.store, "pack_answers", lambda answers: pack_answers(np.roll(answers, 1, axis=1))
+        fashion_nb.experiments.store,
+        "pack_answers",
+        lambda answers: pack_answers(np.roll(answers, 1, axis=1)),
     )
     monkeypatch.setattr(
-        fashion_nb.store,
+        fashion_nb.experiments.store,
         "write_atomically",
         lambda path, content: real(path, content) if path.suffix == ".npz" else os._exit,
     )
@@ -525,7 +528,7 @@ def test_answers_of_two_bytes_a_probability_are_still_read(store, run):
 def test_where_pip_left_the_answers_out_the_record_speaks(store, monkeypatch):
     before = leaderboard(folder=store, data=made_data())
     monkeypatch.setattr(
-        fashion_nb.store,
+        fashion_nb.experiments.store,
         "store_folder",
         lambda folder=None: store if folder is None else Path(folder),
     )

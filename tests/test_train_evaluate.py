@@ -155,7 +155,8 @@ def test_tensorboard_reads_what_keras_own_callback_writes(tmp_path):
     history = [row | {"epoch": 1, "learning_rate": rates[0]}]
     history += [row | {"epoch": 2, "loss": 0.25, "val_loss": 0.65, "learning_rate": rates[1]}]
     checkpoints_room.tensorboard_log(tmp_path, history[:1])
-    checkpoints_room.tensorboard_log(tmp_path, history)  # resumed: no epoch is lost, none is doubled
+    # resumed: no epoch is lost, none is doubled
+    checkpoints_room.tensorboard_log(tmp_path, history)
 
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(make_optimizer("sgd", make_schedule(0.1, "cosine", 40)))
@@ -205,7 +206,8 @@ def test_without_git_there_is_no_commit(monkeypatch):
 
 def test_importing_costs_nothing():
     code = (
-        "import sys, fashion_nb.training.loop, fashion_nb.evaluation.evaluation\nheavy = {'keras', 'tensorflow', 'jax',"
+        "import sys, fashion_nb.training.loop, fashion_nb.evaluation.evaluation\n"
+        "heavy = {'keras', 'tensorflow', 'jax',"
         " 'sklearn', 'pandas', 'matplotlib', 'seaborn', 'tqdm'} & set(sys.modules)\nassert not"
         " heavy, heavy"
     )

@@ -65,7 +65,7 @@ class _Axis:
 
 # %% ../../nbs/api/checks/07_differences.ipynb #e4c23147
 def _convolution_axes(
-    call,  # a `fashion_nb.graph.LayerCall` of a convolution
+    call,  # a `fashion_nb.analysis.records.LayerCall` of a convolution
 ) -> list[_Axis]:  # height and width, say
     "The axes of space of a convolution."
     layer = call.layer
@@ -78,7 +78,7 @@ def _convolution_axes(
 
 # %% ../../nbs/api/checks/07_differences.ipynb #9f03f801
 def _convolution_macs(
-    call,  # a `fashion_nb.graph.LayerCall` of a convolution
+    call,  # a `fashion_nb.analysis.records.LayerCall` of a convolution
     taps: str,  # 'all' or 'real'
 ) -> int:  # MACs for the whole batch
     "A convolution's MACs, with or without taps on padding."
@@ -129,7 +129,7 @@ def _rule(witness, text):
 
 def explained(
     witness: str,  # 'xla' or 'torch'; for the profiler see `analysis.profiler_faults.profiler_bugs`
-    call,  # a `fashion_nb.graph.LayerCall`
+    call,  # a `fashion_nb.analysis.records.LayerCall`
 ) -> list[tuple[str, int]]:  # rules and the difference in MACs that each explains, never 0
     "What the rules say about one call."
     found = [(rule.text, rule.macs(call)) for rule in RULES if rule.witness == witness]

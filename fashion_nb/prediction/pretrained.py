@@ -106,7 +106,7 @@ def shipped_details(
 ) -> dict:  # model, config, history, record, sha256, note
     "What is known of the shipped network; missing or damaged files raise `PredictError`."
     folder = _pretrained(folder)
-    remedy = "install the package again, or make them with fashion_nb.predict.ship"
+    remedy = "install the package again, or make them with fashion_nb.prediction.pretrained.ship"
     try:
         details = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         found = {
