@@ -354,7 +354,7 @@ def test_teachers_that_can_be_asked(value, expected):
         ("conv16 gap flat", "exactly one"),
         ("gap conv16", "a convolution"),
         ("conv16 gap conv8", "wrong side"),
-        ("conv16x2 gap", "inverted residual"),
+        ("conv16x2 gap", "is for inv only"),
         ("conv16/9 gap", "is no block"),
         ("stride_2 gap", "is no block"),
     ],
