@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$python; break; }; done)
-# What working on the project needs; continuous integration adds torch, a further witness, with EXTRAS=dev,torch.
+# What working on the project needs; continuous integration adds torch, a further counter, with EXTRAS=dev,torch.
 EXTRAS ?= dev
 BIN := $(VENV)/bin
 # setuptools would announce each editable install with a page of text; nothing else is kept quiet.

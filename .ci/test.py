@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DURATIONS = ROOT / ".ci" / "durations.json"
 UNKNOWN = 60  # seconds, for a job that was never timed: it starts early rather than late
 LIMIT = 3600  # seconds after which a job counts as failed
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "PJRT_NPROC")
 ALONE = {"tests/test_applications.py"}  # with --slow: takes up to 17 GB of memory
 PRELOADED = (
     "hypothesis", "matplotlib.pyplot", "nbdev.test", "pandas", "pytest", "scipy.stats", "seaborn",
@@ -161,6 +162,12 @@ def live(job: Job, slow: bool) -> None:
 # ---------------------------------------------------------------- running jobs side by side
 
 
+def share_cores(workers: int) -> None:
+    "Give the native libraries of each job its share of the cores: more threads only wait in turn."
+    for name in THREADS:
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // workers)))
+
+
 def preload() -> None:
     "Import what nearly every job imports. Nothing is computed: a fork must find no native threads."
     from importlib import import_module
@@ -264,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:  # exit status: 0, 1 when a
         return 2
     begun = time.monotonic()
     os.chdir(ROOT)
+    share_cores(args.workers)
     with without_native_messages():
         preload()
     taken = run_all(jobs, args.workers, args.slow)

@@ -42,9 +42,9 @@ def against_keras_flops(name="ResNet50"):
     ours = best(lambda: model_cost(model), 9)
     start = time.process_time()
     count = keras_flops_count(model)
-    witness = time.process_time() - start
+    counter = time.process_time() - start
     assert count == model_cost(model, "profiler").total.flops
-    return ours, witness, witness / ours
+    return ours, counter, counter / ours
 
 
 def growth(depths=(50, 100, 200, 400, 800)):
@@ -56,9 +56,9 @@ def growth(depths=(50, 100, 200, 400, 800)):
 
 if __name__ == "__main__":
     for name in ("ResNet50", "MobileNetV2", "EfficientNetB0"):
-        ours, witness, ratio = against_keras_flops(name)
+        ours, counter, ratio = against_keras_flops(name)
         print(
-            f"{name}: report {1000 * ours:.1f} ms, keras-flops {witness:.2f} s, {ratio:.0f} times"
+            f"{name}: report {1000 * ours:.1f} ms, keras-flops {counter:.2f} s, {ratio:.0f} times"
             " faster"
         )
     for depth, seconds in growth().items():

@@ -92,16 +92,16 @@ def torch_net(name):
         convolutions += [nn.Conv2d(40, 80, 3, stride=stride), nn.ReLU(), nn.Flatten()]
         return nn.Sequential(*convolutions, nn.Linear(features, 100), nn.ReLU(), nn.Linear(100, 10))
 
-    def normalised(channels, filters):
-        normalise = nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01)
-        return [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(), normalise]
+    def normalized(channels, filters):
+        normalize = nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01)
+        return [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(), normalize]
 
     if name != "mnist_classifier_32_64p_64_128p":
         return {"stride_1": lambda: striding(1, 38_720), "stride_2": lambda: striding(2, 2_000)}[
             name
         ]()
-    layers = [*normalised(1, 32), *normalised(32, 64), nn.MaxPool2d(2)]
-    layers += [*normalised(64, 64), *normalised(64, 128), nn.MaxPool2d(2)]
+    layers = [*normalized(1, 32), *normalized(32, 64), nn.MaxPool2d(2)]
+    layers += [*normalized(64, 64), *normalized(64, 128), nn.MaxPool2d(2)]
     dense = [
         nn.Flatten(),
         nn.Linear(6_272, 128),
@@ -281,7 +281,7 @@ def measure(name, rounds, quick):
 
 
 def ratio(rates, one, other):
-    "How many times faster: the median over the rounds, neighbours in time against each other."
+    "How many times faster: the median over the rounds, neighbors in time against each other."
     return statistics.median(a / b for a, b in zip(rates[one], rates[other]))
 
 

@@ -13,7 +13,7 @@ A kind is a layer's class name, or one of STRUCTURES ("shared": an earlier layer
 "nested": a model is a layer; "ops": functions
 of keras.ops; "leaf": a tensor in the middle is an output too). A trait is a way in which a
 convolution or a pooling can be unusual (TRAITS).
-`without` takes both; what has to be left out, because a witness is wrong about it, is said by its
+`without` takes both; what has to be left out, because a counter is wrong about it, is said by its
 name.
 """
 import random

@@ -267,7 +267,7 @@ def fork(order, fake):
 
 
 def follow(child):
-    "Wait for a child, signalling it when its time has come; returns the answer to its order."
+    "Wait for a child, signaling it when its time has come; returns the answer to its order."
     while (ended := os.waitpid(child["pid"], os.WNOHANG))[0] == 0:
         if time.monotonic() - child["start"] > child["after"]:
             # not waited for yet, so the number is still this child's

@@ -111,7 +111,7 @@ def test_a_grouped_convolution_blinds_the_profiler():
 
 
 def test_resnet_is_counted_without_bugs(resnet_calls):
-    """Profiler = 2 MACs + biases + batch normalisation, pooling and additions + 5 for each of 1,000
+    """Profiler = 2 MACs + biases + batch normalization, pooling and additions + 5 for each of 1,000
     outputs of the softmax."""
     calls = resnet_calls
     assert [profiler_bugs(call) for call in calls] == [[] for _ in calls]

@@ -204,7 +204,7 @@ for kind in ("Add", "Multiply", "Maximum", "Minimum", "Average"):
     case(kind, lambda a, b, c, kind=kind: getattr(L, kind)()([a, b, c]), (5, 4), (5, 4), (5, 4))
 case("Subtract", lambda a, b: L.Subtract()([a, b]), (5, 4), (5, 4))
 case("Dot", lambda a, b: L.Dot(2)([a, b]), (10, 16), (7, 16))
-case("Dot normalised", lambda a, b: L.Dot((2, 1), normalize=True)([a, b]), (10, 16), (16, 7))
+case("Dot normalized", lambda a, b: L.Dot((2, 1), normalize=True)([a, b]), (10, 16), (16, 7))
 for kind in ("SimpleRNN", "LSTM", "GRU"):
     case(kind, lambda x, kind=kind: getattr(L, kind)(6, unroll=True)(x), (3, 8))
 case("GRU, reset before", lambda x: L.GRU(6, reset_after=False, unroll=True)(x), (3, 8))
@@ -377,7 +377,7 @@ RECORDED = {
     "BatchNormalization {'scale': False}": (4128, 8), "RMSNormalization": (260, 4),
     "UnitNormalization": (192, 4), "SpectralNormalization": (52, 0), "Add": (40, 0),
     "Multiply": (40, 0), "Maximum": (40, 0), "Minimum": (40, 0),
-    "Average": (60, 0), "Subtract": (20, 0), "Dot": (2240, 0), "Dot normalised": (3056, 17),
+    "Average": (60, 0), "Subtract": (20, 0), "Dot": (2240, 0), "Dot normalized": (3056, 17),
     "SimpleRNN": (540, 18), "LSTM": (2394, 90),
     "GRU": (1872, 54), "GRU, reset before": (1818, 54), "LSTMCell": (798, 30),
     "Bidirectional": (4800, 180), "RNN of two cells": (3684, 135),
@@ -418,7 +418,7 @@ RECORDED = {
     "Conv2D dilated by 3": (113920, 0), "ops.psnr": (579, 1), "ops.segment_sum": (12, 0),
 }  # fmt: skip
 
-# ---------------------------------------------------------------- what no witness counts the same
+# ---------------------------------------------------------------- what no counter counts the same
 # way, from the dimensions
 HAND = {}  # name: function, shapes, dtype, training, (macs, biases, other, transcendental)
 

@@ -335,15 +335,22 @@ np.savez(sys.argv[3], **found)
 '''
 
 
+# each is compiled in six ways on both back ends: the others with --slow
+IN_EVERY_RUN = {"none", "rotation", "mixup", COMBINED[-1]}
+SLOW = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def by_backend(tmp_path_factory):
+def by_backend(request, tmp_path_factory):
+    slow = request.config.getoption("--slow")
+    texts = [text for text in TEXTS if slow or text in IN_EVERY_RUN]
     folder = tmp_path_factory.mktemp("augment")
     np.save(folder / "images.npy", IMAGES)
     np.save(folder / "index.npy", INDEX)
     found = {}
     for backend in ("tensorflow", "jax"):
         pytest.importorskip(backend)
-        arguments = [folder / "images.npy", folder / "index.npy", folder / f"{backend}.npz", *TEXTS]
+        arguments = [folder / "images.npy", folder / "index.npy", folder / f"{backend}.npz", *texts]
         environment = os.environ | {
             "KERAS_BACKEND": backend,
             "PYTHONPATH": str(Path(__file__).parents[1]),
@@ -356,7 +363,10 @@ def by_backend(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    "text",
+    [text if text in IN_EVERY_RUN else pytest.param(text, marks=SLOW) for text in TEXTS],
+)
 def test_tensorflow_and_jax_give_the_same_images_to_the_last_bit(by_backend, text):
     """Eager, compiled and compiled by XLA; batches of unknown and of other size; the bank a
     variable or a tensor."""
@@ -368,7 +378,7 @@ def test_tensorflow_and_jax_give_the_same_images_to_the_last_bit(by_backend, tex
     "text", ["rotation=180", "zoom=0.9+translate=1", "rotation=45+zoom=0.5+translate=0.5+shift=27"]
 )
 def test_resampling_agrees_with_scipy_for_wide_ranges(text):
-    """Places are rounded to 1/128 of a pixel: on noise, the worst case, that may cost a few grey
+    """Places are rounded to 1/128 of a pixel: on noise, the worst case, that may cost a few gray
     levels, on average less than one."""
     from scipy import ndimage
 

@@ -3,11 +3,10 @@ sentence."""
 import json
 import math
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import fashion_nb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +51,7 @@ def by_hand(text):
         nonlocal macs, weights
         each = kernel * kernel * (before if depthwise else before * after)
         macs += side_out**2 * each
-        # a bias, or the four numbers of a normalisation
+        # a bias, or the four numbers of a normalization
         weights += each + (after if plain else 4 * after) * follows
 
     def dense(before, after):
@@ -263,12 +262,12 @@ PIECES = st.sampled_from(["conv16", "res8/2", "inv8x2", "se", "gap", "flat", "de
 @given(st.one_of(st.lists(PIECES, max_size=6).map(" ".join), st.text(max_size=30)))
 def test_any_text_is_read_or_refused(text):
     try:
-        activation, normalise, rescale, blocks = parse_blocks(text)
+        activation, normalize, rescale, blocks = parse_blocks(text)
     except ModelError as error:
         assert "\n" not in str(error)
     else:
         assert (
-            activation in ACTIVATIONS and isinstance(normalise, bool) and isinstance(rescale, bool)
+            activation in ACTIVATIONS and isinstance(normalize, bool) and isinstance(rescale, bool)
         )
         assert sum(block.kind in ("gap", "flat") for block in blocks) == 1
         assert all(block.size == int(block.size) for block in blocks if block.kind != "drop")
@@ -323,18 +322,8 @@ def test_a_saved_one_is_opened_again(text, tmp_path):
     )
 
 
-def command(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "fashion_nb", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=cwd,
-    )
-
-
 def test_words_at_the_prompt(tmp_path):
-    answer = command("cost", "conv16/2 res16 gap", "--json", cwd=tmp_path)
+    answer = fashion_nb("cost", "conv16/2 res16 gap", "--json", cwd=tmp_path)
     assert answer.returncode == 0 and not answer.stderr, answer.stderr
     total = json.loads(answer.stdout)["total"]
     assert (total["macs"], total["params"]) == by_hand("conv16/2 res16 gap")
@@ -343,7 +332,7 @@ def test_words_at_the_prompt(tmp_path):
         ("conv16/2 gap res16", "wrong side"),
         ("conv9k29v gap", "does not fit"),
     ):
-        answer = command("cost", text, cwd=tmp_path)
+        answer = fashion_nb("cost", text, cwd=tmp_path)
         assert (
             answer.returncode == 2 and said in answer.stderr and answer.stderr.count("\n") == 1
         ), answer.stderr

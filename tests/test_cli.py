@@ -1,4 +1,4 @@
-"""The command as somebody types it: in a process of its own, with good and with bad input."""
+"""The command as somebody types it, with good and with bad input."""
 import json
 import os
 import re
@@ -8,20 +8,10 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from commands import fashion_nb, in_a_process
 
 from fashion_nb.analysis.report import CONVENTIONS
 from fashion_nb.models.zoo import list_models
-
-
-def fashion_nb(*arguments, cwd=None, timeout=300, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "fashion_nb", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=cwd,
-        env=os.environ | environment,
-    )
 
 
 @pytest.mark.parametrize(
@@ -65,6 +55,13 @@ def test_wrong_input_is_one_line_and_status_2(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_process_refuses_wrong_input_as_the_tests_above_do(tmp_path):
+    arguments = ("cost", "stride_3")
+    answer, here = in_a_process(*arguments, cwd=tmp_path), fashion_nb(*arguments, cwd=tmp_path)
+    found = [(one.returncode, one.stdout, one.stderr) for one in (answer, here)]
+    assert found[0] == found[1] and answer.returncode == 2
+
+
 def test_no_arguments_show_the_help():
     assert "Commands:" in fashion_nb().stderr
 
@@ -103,9 +100,9 @@ def test_a_damaged_cache_is_reported_in_one_line_and_mended(packed, tmp_path):
     )
 
 
-@pytest.mark.parametrize("model", ["stride_1", "stride_2"])
-def test_costs_are_quiet_and_machine_readable(model):
-    answer = fashion_nb("cost", model, "--convention", "one_per_mac", "--json")
+@pytest.mark.parametrize(("model", "ask"), [("stride_1", fashion_nb), ("stride_2", in_a_process)])
+def test_costs_are_quiet_and_machine_readable(model, ask):
+    answer = ask("cost", model, "--convention", "one_per_mac", "--json")
     report = json.loads(answer.stdout)
     assert not answer.stderr
     assert report["total"]["flops"] == sum(layer["flops"] for layer in report["layers"])
@@ -137,7 +134,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reported")
-    return folder, fashion_nb("report", "--epochs", "1", "--output", "page", cwd=folder)
+    return folder, in_a_process(
+        "report", "--epochs", "1", "--validation-size", "45000", "--output", "page", cwd=folder
+    )
 
 
 def test_the_report_is_one_page_that_needs_no_other_file(reported):
@@ -163,9 +162,9 @@ def test_the_reports_numbers_agree_with_each_other_and_with_the_terminal(reporte
     assert f"accuracy {evaluation['hit_rate']:.4f}" in (folder / "page/metrics.txt").read_text(
         encoding="utf-8"
     )
-    assert evaluation["hit_rate"] > 0.8
+    assert evaluation["hit_rate"] > 0.7
     assert [row["equal"] for row in metrics["verification"]] == [True, True]
-    assert len(metrics["history"]) == 1 and metrics["record"]["training_images"] == 55_000
+    assert len(metrics["history"]) == 1 and metrics["record"]["training_images"] == 15_000
 
 
 def test_a_run_of_the_report_can_be_evaluated_again(reported):
@@ -179,7 +178,7 @@ def test_a_run_of_the_report_can_be_evaluated_again(reported):
 
 
 SAYS_WHEN_IT_TRAINS = """
-import os, sys
+import os, signal, sys
 from fashion_nb.cli.main import main
 from fashion_nb.training.learner import Watcher
 
@@ -191,6 +190,7 @@ def batch_and_wait(watcher, epoch, number):
     os.read(answered, 1)  # until Ctrl-C was pressed; from then on there is nothing to read
 
 Watcher.batch = batch_and_wait
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind a shell's `&`
 main(["report", "--epochs", "2"])
 """
 

@@ -24,7 +24,7 @@ from fashion_nb.models.zoo import build_model
 
 
 def branching():
-    """Two branches of unequal depth, a shared layer, a normalisation that can be folded, two
+    """Two branches of unequal depth, a shared layer, a normalization that can be folded, two
     outputs."""
     image = keras.Input((12, 12, 4), name="image")
     shared = layers.Conv2D(4, 3, padding="same", use_bias=False, name="shared")
@@ -90,12 +90,12 @@ def test_weights_that_no_call_shows_are_still_parameters():
 # ---------------------------------------------------------------- options
 
 
-def test_folding_equals_the_model_without_normalisation():
-    def net(normalise):
+def test_folding_equals_the_model_without_normalization():
+    def net(normalize):
         image = keras.Input((9, 9, 3))
-        features = layers.Conv2D(5, 3, use_bias=not normalise)(image)
+        features = layers.Conv2D(5, 3, use_bias=not normalize)(image)
         return keras.Model(
-            image, layers.ReLU()(layers.BatchNormalization()(features) if normalise else features)
+            image, layers.ReLU()(layers.BatchNormalization()(features) if normalize else features)
         )
 
     for convention in ("two_per_mac", "one_per_mac", "everything"):
@@ -118,7 +118,7 @@ def test_folding_equals_the_model_without_normalisation():
 
 
 def test_folded_network_computes_the_same():
-    "What the option assumes is true: the normalisation disappears into kernel and bias."
+    "What the option assumes is true: the normalization disappears into kernel and bias."
     chance = np.random.default_rng(0)
     image = keras.Input((6, 6, 2))
     conv, norm = layers.Conv2D(3, 3, use_bias=False), layers.BatchNormalization()

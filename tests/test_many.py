@@ -84,7 +84,7 @@ FULL = {"epochs": 2, "batch_size": 100, "learning_rate": 0.002,
 PLAIN = {"epochs": 1, "batch_size": 100, "learning_rate": 0.002, "validation_size": 100}
 CASES = {
     "full": (640, FULL),
-    "normalised": (500, PLAIN | {"model": "conv8v/2 conv8v/2 flat"}),
+    "normalized": (500, PLAIN | {"model": "conv8v/2 conv8v/2 flat"}),
     "affine": (400, PLAIN | {"augmentation": "first_set"}),
 }
 ODD = [(400, {"batch_size": 101}), (333, {}), (401, {"validation_size": 101})]
@@ -152,11 +152,11 @@ def orders(folder, names):
 
 
 def each_backend():
-    """A process each that trains on one of its two devices, and on both; slow: all cases, on one
-    device in a process that has no other."""
+    """A process each that trains on one of its two devices, and on both; slow: on JAX, and all
+    cases, on one device in a process that has no other."""
     # each case is compiled for one device and for two, which takes JAX half a minute
-    for backend, names in {"tensorflow": ["full", "normalised"], "jax": ["full"]}.items():
-        yield pytest.param((backend, names, False), id=backend)
+    for backend, marks in {"tensorflow": (), "jax": pytest.mark.slow}.items():
+        yield pytest.param((backend, ["full"], False), id=backend, marks=marks)
         yield pytest.param(
             (backend, list(CASES), True), id=f"{backend}-apart", marks=pytest.mark.slow
         )
@@ -181,8 +181,8 @@ def test_two_devices_give_what_one_gives(on_both):
     for name in names:
         one, two = arrays(folder / f"{name}-1", epoch=1), arrays(folder / f"{name}-2", epoch=1)
         histories = [load_run_history(folder / f"{name}-{devices}") for devices in (1, 2)]
-        # each device normalises its own part of the batch
-        if name == "normalised" and backend == "tensorflow":
+        # each device normalizes its own part of the batch
+        if name == "normalized" and backend == "tensorflow":
             assert 1e-3 < largest_difference(one, two, "net/") < 0.2
             np.testing.assert_allclose(histories[0], histories[1], atol=0.1)
             continue
@@ -393,6 +393,7 @@ def check_survivors(folder, runs, configs, marker):
 THREE = [replace(QUICK, epochs=2, seed=seed) for seed in range(3)]
 
 
+@pytest.mark.slow  # four processes, each of which starts TensorFlow
 def test_a_killed_worker_of_a_cluster_loses_and_doubles_nothing(data, tmp_path):
     distributed = pytest.importorskip("distributed")
     folder, small, marker = tmp_path / "runs", few(data, 300), tmp_path / "somebody has died"
@@ -406,6 +407,8 @@ def test_a_killed_worker_of_a_cluster_loses_and_doubles_nothing(data, tmp_path):
         )
         cut = check_survivors(folder, runs, THREE, marker)
         assert outcomes_table(runs).starts.sum() == 4
+        # alone on its machine a worker would take more threads, whose sums are rounded differently
+        cluster.wait_for_workers(2)
         [whole] = train_many(
             [cut.config],
             tmp_path / "whole",

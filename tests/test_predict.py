@@ -43,18 +43,18 @@ def canvas(boot):
 )
 @pytest.mark.parametrize("negated", [False, True])
 def test_every_mode_comes_back(boot, canvas, mode, negated):
-    grey = canvas.point(lambda v: 255 - v) if negated else canvas
+    gray = canvas.point(lambda v: 255 - v) if negated else canvas
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        picture = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
     elif mode == "I":
-        picture = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
+        picture = Image.fromarray(np.asarray(gray).astype(np.int32) * 257)
     elif mode == "F":
-        picture = Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
+        picture = Image.fromarray(np.asarray(gray).astype(np.float32) / 255)
     else:
         picture = (
-            grey.convert("RGB").convert(mode)
+            gray.convert("RGB").convert(mode)
             if mode in ("CMYK", "YCbCr", "HSV")
-            else grey.convert(mode)
+            else gray.convert(mode)
         )
     np.testing.assert_allclose(prepare(picture)[-1].image.astype(int), boot, atol=4)
 
@@ -84,7 +84,7 @@ def test_exif_orientation_is_obeyed(boot, canvas, orientation, tmp_path):
 @pytest.mark.parametrize(
     "background, ink", [(255, 0), (200, 40), (120, 10), (120, 250), (0, 255), (30, 180)]
 )
-def test_the_background_may_have_any_grey(boot, canvas, background, ink):
+def test_the_background_may_have_any_gray(boot, canvas, background, ink):
     cover = np.asarray(canvas) / 255
     picture = np.round(background * (1 - cover) + ink * cover).astype(np.uint8)
     assert predict(picture).class_name == "Ankle boot"
@@ -194,9 +194,9 @@ def test_other_things_are_refused(tmp_path):
         ("empty", "is not a file"),
     ]:
         refused(tmp_path / name, words)
-    with pytest.raises(PredictError, match="holds no pictures"):
+    with pytest.raises(PredictError, match="holds no images"):
         predict_files(tmp_path / "empty")
-    with pytest.raises(PredictError, match="no pictures were given"):
+    with pytest.raises(PredictError, match="no images were given"):
         predict_files([])
     with pytest.raises(PredictError, match="and 1 more"):
         predict_files([tmp_path / "none.png", tmp_path / "empty"])

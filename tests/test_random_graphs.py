@@ -1,12 +1,11 @@
-"""Random functional graphs of up to 40 layers: our counts against two independent witnesses, call
+"""Random functional graphs of up to 40 layers: our counts against two independent counters, call
 by call.
 
 XLA's lowered analysis and PyTorch's counter look at each graph in processes of their own
-(fashion_nb.oracles). Where a witness counts otherwise
-by a rule of its own, the rule is in `oracles.RULES` and must account for the difference exactly.
-1,000 graphs in every run, 10,000 with --slow.
-The environment variable FASHION_NB_SEED moves on to other graphs; a failure names the seeds of
-`random_model` that failed.
+(`checks.workers`). Where a counter counts otherwise by a rule of its own, the rule is in
+`checks.differences.RULES` and must account for the difference exactly. 125 graphs in every run,
+10,000 with --slow. The environment variable FASHION_NB_SEED moves on to other graphs; a failure
+names the seeds of `random_model` that failed.
 """
 import os
 import random
@@ -19,11 +18,11 @@ from fashion_nb.analysis import terms as terms_room
 from fashion_nb.analysis.cost import model_cost
 from fashion_nb.analysis.graph import model_graph
 from fashion_nb.checks.differences import SKIPS, explained
-from fashion_nb.checks.keras_flops import OracleError
-from fashion_nb.checks.rebuild import WitnessCount
-from fashion_nb.checks.workers import witness_macs
+from fashion_nb.checks.keras_flops import CheckError
+from fashion_nb.checks.rebuild import CounterResult
+from fashion_nb.checks.workers import counter_macs
 
-# Keras 3.15 on PyTorch fails on tensors without contents for these: they would leave one witness
+# Keras 3.15 on PyTorch fails on tensors without contents for these: they would leave one counter
 # alone.
 NOT_ON_TORCH = ("UpSampling1D", "UpSampling2D", "UpSampling3D", "RepeatVector", "AveragePooling3D")
 BLOCK = 125
@@ -36,7 +35,7 @@ def layers_of(seed):
 
 
 def by_call(answer, names):
-    "A witness's MACs for each of our calls; it may name a part of a call, such as 'Conv1D_1/pad'."
+    "A counter's MACs for each of our calls; it may name a part of a call, such as 'Conv1D_1/pad'."
     found = dict.fromkeys([*names, ""], 0)
     for layer in answer.layers:
         name = layer.name
@@ -46,10 +45,10 @@ def by_call(answer, names):
     return found
 
 
-def rules_for(witness, call):
-    """What a witness's own rules say about a call; taps on padding are skipped on both sides when
-    XLA is heard."""
-    if witness == "torch":
+def rules_for(counter, call):
+    """What a counter's own rules say about a call; taps on padding are skipped on both sides when
+    XLA is asked."""
+    if counter == "torch":
         return explained("torch", call)
     return explained("xla, padding skipped", call) + [
         rule for rule in explained("xla", call) if rule[0] != SKIPS
@@ -57,30 +56,30 @@ def rules_for(witness, call):
 
 
 def unexplained(model, heard):
-    "What the witnesses say otherwise than we, call by call, without what their own rules explain."
+    "What the counters say otherwise than we, call by call, without what their own rules explain."
     found = []
-    for witness, answer in heard.items():
-        if not isinstance(answer, WitnessCount):
-            found.append((witness, str(answer)))
+    for counter, answer in heard.items():
+        if not isinstance(answer, CounterResult):
+            found.append((counter, str(answer)))
             continue
-        report = model_cost(model, padding_taps="counted" if witness == "torch" else "skipped")
+        report = model_cost(model, padding_taps="counted" if counter == "torch" else "skipped")
         ours = {row.name: row.macs for row in report.layers}
         theirs = by_call(answer, ours)
         for call in model_graph(model).calls:
             gap = theirs[call.name] - ours[call.name]
-            if gap != sum(difference for _, difference in rules_for(witness, call)):
-                found.append((witness, call.name, call.kind, ours[call.name], theirs[call.name]))
+            if gap != sum(difference for _, difference in rules_for(counter, call)):
+                found.append((counter, call.name, call.kind, ours[call.name], theirs[call.name]))
         if theirs[""] or answer.macs != sum(theirs.values()):
-            found.append((witness, "in no call", "", answer.macs, sum(theirs.values())))
+            found.append((counter, "in no call", "", answer.macs, sum(theirs.values())))
     return found
 
 
 def check_block(first, count=BLOCK):
-    """Build graphs for `count` seeds, hear both witnesses on all of them, and name every seed with
+    """Build graphs for `count` seeds, ask both counters about all of them, and name every seed with
     a difference."""
     seeds = range(START + first, START + first + count)
     models = [random_model(seed, layers=layers_of(seed), without=NOT_ON_TORCH) for seed in seeds]
-    answers = witness_macs(models)
+    answers = counter_macs(models)
     wrong = {
         seed: found
         for seed, model, heard in zip(seeds, models, answers)
@@ -93,14 +92,13 @@ def check_block(first, count=BLOCK):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def both_witnesses():
+def both_counters():
     pytest.importorskip("jax")
     pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("block", range(1000 // BLOCK))
-def test_thousand_graphs(block):
-    models = check_block(block * BLOCK)
+def test_the_first_graphs():
+    models = check_block(0)
     assert (
         max(len(model.layers) for model in models) > 25
         and len({layer for model in models for layer in map(type, model.layers)}) > 30
@@ -108,7 +106,7 @@ def test_thousand_graphs(block):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(1000 // BLOCK, 10_000 // BLOCK))
+@pytest.mark.parametrize("block", range(1, 10_000 // BLOCK))
 def test_ten_thousand_graphs(block):
     check_block(block * BLOCK)
 
@@ -121,7 +119,7 @@ def test_a_wrong_count_is_found(monkeypatch):
         for m in (random_model(seed, 8, without=NOT_ON_TORCH) for seed in range(50))
         if any(type(x).__name__ == "Conv2D" for x in m.layers)
     )
-    (heard,) = witness_macs([model])
+    (heard,) = counter_macs([model])
     assert unexplained(model, heard) == []
     right = handlers_room.HANDLERS["Conv2D"]
 
@@ -131,12 +129,12 @@ def test_a_wrong_count_is_found(monkeypatch):
 
     monkeypatch.setitem(handlers_room.HANDLERS, "Conv2D", wrong)
     found = unexplained(model, heard)
-    assert {witness for witness, *_ in found} == {"xla", "torch"} and all(
+    assert {counter for counter, *_ in found} == {"xla", "torch"} and all(
         kind == "Conv2D" for _, _, kind, *_ in found
     )
 
 
 def test_kinds_left_out_are_named():
     assert set(NOT_ON_TORCH) <= KINDS
-    with pytest.raises(OracleError):
-        witness_macs([None])
+    with pytest.raises(CheckError):
+        counter_macs([None])

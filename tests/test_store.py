@@ -607,7 +607,7 @@ RECORDS = {
     "epochs of another kind": lambda details: details | {"history": [1, 2]},
     "another seed": lambda details: details | {"config": asdict(replace(SMALL, seed=1))},
     "bad settings": lambda details: details | {"config": details["config"] | {"epochs": 0}},
-    "unknown setting": lambda details: details | {"config": details["config"] | {"colour": 1}},
+    "unknown setting": lambda details: details | {"config": details["config"] | {"color": 1}},
     "unknown model": lambda details: details | {"config": details["config"] | {"model": "resnet"}},
     "settings of another kind": lambda details: details | {"config": "stride_2"},
 }

@@ -238,7 +238,7 @@ def test_broken_json_in_a_run(run_folder, name, damage):
         load_run(run_folder)
 
 
-@pytest.mark.parametrize("values", [{"model": "gone"}, {"epochs": 0}, {"colour": "red"}])
+@pytest.mark.parametrize("values", [{"model": "gone"}, {"epochs": 0}, {"color": "red"}])
 def test_config_of_another_package(run_folder, values):
     path = run_folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))

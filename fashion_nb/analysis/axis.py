@@ -49,13 +49,13 @@ class AxisField:
 
     positions: int  # units along the axis (n)
     size: int = 1  # pixels from the first to the last that one unit can see (r)
-    stride: int = 1  # pixels between the fields of two neighbours: the effective stride (j)
+    stride: int = 1  # pixels between the fields of two neighbors: the effective stride (j)
     padding: int = 0  # effective padding (P): pixels of the first field in front of the image
 
     @property
-    def centre(self) -> float:
-        """The centre of the first unit's field, as a pixel coordinate: 0 is the first pixel's own
-        centre."""
+    def center(self) -> float:
+        """The center of the first unit's field, as a pixel coordinate: 0 is the first pixel's own
+        center."""
         return (self.size - 1) / 2 - self.padding
 
     def seen(
@@ -169,7 +169,7 @@ def _repeated(sight, times) -> Sight:
 
 
 def _resized(sight, count, interpolation="bilinear", antialias=False) -> Sight:
-    """Interpolation to `count` units with half-pixel centres; at the border the last unit is used
+    """Interpolation to `count` units with half-pixel centers; at the border the last unit is used
     again."""
     below = len(sight.first)
     # of the unit's spot below, in units of 1 / (2 count)
@@ -207,7 +207,7 @@ def _so_far(sight) -> Sight:
 
 
 def _mixed(sight) -> Sight:
-    "Each unit reads all, as attention and normalisation over positions do."
+    "Each unit reads all, as attention and normalization over positions do."
     return _spread(_gathered(sight), len(sight.first))
 
 
@@ -285,7 +285,7 @@ def _fixed(sight: Sight) -> bool:
 def _misfit(
     paths: list[Paths],  # that meet
 ) -> str:  # what does not align, in words; empty if all do
-    """Compare strides and centres of paths that meet; a path that sees the same everywhere has
+    """Compare strides and centers of paths that meet; a path that sees the same everywhere has
     neither."""
     sights = list({id(path.whole): path.whole for path in paths}.values())
     if len(sights) < 2:
@@ -297,16 +297,16 @@ def _misfit(
     count = len(sights[0].first)
     period = min(math.lcm(*(sight.period for sight in moving)), count) if moving else 0
     # in the middle, away from the borders
-    part, centres = slice((count - period) // 2, (count + period) // 2), set()
+    part, centers = slice((count - period) // 2, (count + period) // 2), set()
     for sight in moving:
         seeing = sight.first[part] <= sight.last[part]
         if units := int(seeing.sum()):
             total = int((sight.first[part] + sight.last[part])[seeing].sum())
-            centres.add(float(Fraction(total, 2 * units) - part.start * sight.stride))
-    if max(centres, default=0) - min(centres, default=0) < 1e-6:
+            centers.add(float(Fraction(total, 2 * units) - part.start * sight.stride))
+    if max(centers, default=0) - min(centers, default=0) < 1e-6:
         return ""
     return (
-        f"fields centred on {' and '.join(f'{centre:g}' for centre in sorted(centres))} for the"
+        f"fields centered on {' and '.join(f'{center:g}' for center in sorted(centers))} for the"
         " first unit"
     )
 

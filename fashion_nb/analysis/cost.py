@@ -82,8 +82,8 @@ _FOLDS = kinds_of(
 
 def _foldable(
     graph: ModelGraph,  # a model's calls
-) -> dict[int, int]:  # from the index of a normalisation to that of the call it can be folded into
-    "Batch normalisations that inference can do without."
+) -> dict[int, int]:  # from the index of a normalization to that of the call it can be folded into
+    "Batch normalizations that inference can do without."
     uses, repeated = {}, {id(call.layer) for call in graph.calls if call.repeat}
     for tensor in [tensor for call in graph.calls for tensor in call.inputs] + list(graph.outputs):
         uses[tensor.key] = uses.get(tensor.key, 0) + 1
@@ -160,7 +160,7 @@ class _Counting:
             ),
             (self.padding_taps == "skipped", "taps on padding skipped"),
             (self.zero_weights == "skipped", "zero weights skipped"),
-            (self.fold_batch_norm, "batch normalisation folded where it can be"),
+            (self.fold_batch_norm, "batch normalization folded where it can be"),
         )
         return tuple(words for true, words in said if true)
 
@@ -169,7 +169,7 @@ def _counts(
     call: LayerCall,  # one call
     how: _Counting,  # how to count
     needs_gradient: bool,  # is there anything trainable before it?
-    extra_bias: bool,  # does a folded normalisation give it a bias that it did not have?
+    extra_bias: bool,  # does a folded normalization give it a bias that it did not have?
     profiled: int | None,  # what the profiler counts, if asked for; None if there is no rule
 ) -> tuple[dict, Work | None]:  # its row's fields about work, and where they come from
     "Operations of one call; what has no handler is marked as not known."
@@ -199,7 +199,7 @@ def _counts(
 # %% ../../nbs/api/analysis/24_cost.ipynb #3997d0e9
 def _weights(
     call: LayerCall,  # one call
-    extra_bias: bool,  # does a folded normalisation give it a bias that it did not have?
+    extra_bias: bool,  # does a folded normalization give it a bias that it did not have?
 ) -> list[tuple[int, int, bool, int]]:  # for each weight: id, elements, trainable, bytes
     "What the report needs to know of a call's weights, read from Keras once."
     found = []

@@ -16,7 +16,7 @@ from .field import FieldReport, LayerField
 # %% ../../nbs/api/analysis/32_effective_field.ipynb #f142a27c
 def _aligned_boxes(
     chosen: list[LayerField],  # the layers; the last one leads
-    unit: tuple[int, int] | None = None,  # of the last one; its centre unit if not given
+    unit: tuple[int, int] | None = None,  # of the last one; its center unit if not given
 ) -> list[tuple[int, int, int, int]]:  # top, left, height, width of one unit of each
     """The box of one unit of the last layer, and for each layer before it that of the unit nearest
     to the next one's."""
@@ -24,10 +24,10 @@ def _aligned_boxes(
     for layer in reversed(chosen):
         units = tuple(unit or ())
         if middle:
-            rows = zip(middle, layer.centre, layer.stride, layer.positions)
+            rows = zip(middle, layer.center, layer.stride, layer.positions)
             units = [
-                min(max(round((pixel - centre) / (stride or 1)), 0), positions - 1)
-                for pixel, centre, stride, positions in rows
+                min(max(round((pixel - center) / (stride or 1)), 0), positions - 1)
+                for pixel, center, stride, positions in rows
             ]
         top, left, height, width = layer.box(*units)
         # the layer before looks for this one
@@ -65,10 +65,10 @@ def plot_field(
             cmap="Oranges",
             alpha=np.clip(np.sqrt(effective / np.max(effective)), 0, 0.9),
         )
-    colours, styles = sns.color_palette("colorblind"), ("-", "--", "-.", ":")
+    colors, styles = sns.color_palette("colorblind"), ("-", "--", "-.", ":")
     for index, (record, (top, left, height, width)) in enumerate(zip(chosen, boxes)):
         line = {
-            "edgecolor": colours[index % len(colours)],
+            "edgecolor": colors[index % len(colors)],
             "linestyle": styles[index % len(styles)],
             "linewidth": 2.2,
         }

@@ -29,10 +29,10 @@ class LayerField:
     kind: str  # the layer's class
     positions: tuple[int, ...]  # units of the layer
     size: tuple[int, ...]  # field of one unit
-    stride: tuple[int | Fraction, ...]  # effective stride: between the fields of two neighbours
+    stride: tuple[int | Fraction, ...]  # effective stride: between the fields of two neighbors
     padding: tuple[int, ...]  # effective padding: pixels of the first field before the image
-    centre: tuple[float, ...]  # centre of the first unit's field; 0 is the first pixel
-    share: float  # part of the image within the centre unit's field, 0 to 1
+    center: tuple[float, ...]  # center of the first unit's field; 0 is the first pixel
+    share: float  # part of the image within the center unit's field, 0 to 1
     smallest: tuple[int, ...] = ()  # field along the path that sees least
     largest: tuple[int, ...] = ()  # field along the path that sees most
     aligned: bool = True  # do the paths that meet here look at the same places?
@@ -68,7 +68,7 @@ class LayerField:
 
 # %% ../../nbs/api/analysis/31_field.ipynb #d6a26cf4
 def _place(sight: Sight) -> tuple[int, float]:
-    """Effective padding, and the centre of the first unit; where that sees nothing, of the first
+    """Effective padding, and the center of the first unit; where that sees nothing, of the first
     that does."""
     seeing = np.flatnonzero(sight.first <= sight.last)
     if not len(seeing):
@@ -86,12 +86,12 @@ def _whole(number):
 def _figures(
     path: Paths,  # along one axis of the image
     side: int,  # pixels along that axis
-) -> tuple:  # positions, size, stride, padding, centre, pixels covered, smallest, largest
+) -> tuple:  # positions, size, stride, padding, center, pixels covered, smallest, largest
     "One axis's entries in a record."
     sight, middle = path.whole, path.count // 2
     covered = min(int(sight.last[middle]), side - 1) - max(int(sight.first[middle]), 0) + 1
-    padding, centre = _place(sight)
-    found = path.count, sight.size, _whole(sight.stride), padding, centre, max(covered, 0)
+    padding, center = _place(sight)
+    found = path.count, sight.size, _whole(sight.stride), padding, center, max(covered, 0)
     return *found, path.least.size, path.most.size
 
 # %% ../../nbs/api/analysis/31_field.ipynb #a8b5f702
@@ -133,7 +133,7 @@ def _layer_field(
     return record
 
 # %% ../../nbs/api/analysis/31_field.ipynb #8eac25b9
-_TUPLES = ("positions", "size", "stride", "padding", "centre", "smallest", "largest")
+_TUPLES = ("positions", "size", "stride", "padding", "center", "smallest", "largest")
 
 
 @dataclass(frozen=True, repr=False)
@@ -235,7 +235,7 @@ def _image_dims(
         if first is None and any(tensor.key == (-1 - number, 0) for tensor in call.inputs):
             first = call
             if len(shape) > 2 and call.outputs[0].shape == (*shape, 1):
-                return list(range(1, len(shape)))  # grey images whose channel is added by the model
+                return list(range(1, len(shape)))  # gray images whose channel is added by the model
         if data_format := getattr(layer, "data_format", None):
             channels = (
                 len(shape) - 1
@@ -266,7 +266,7 @@ def receptive_field(
     squeeze_excitation: bool = True,  # do factors count that are the same at all places?
     strict: bool = True,  # raise for a layer without a rule? False gives upper bounds
 ) -> FieldReport:  # one record for each call of a layer
-    """Receptive field, effective stride, padding and centre of every layer; `FieldError` where it
+    """Receptive field, effective stride, padding and center of every layer; `FieldError` where it
     cannot be derived."""
     try:
         graph = model_graph(model, input_shape, opaque=_is_registered)

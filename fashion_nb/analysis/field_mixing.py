@@ -107,8 +107,8 @@ def _recurrent_window(sight, kernel_size, stride, dilation_rate, padding, before
     return _windows(sight, reach + 1, 1, 1, before * ((kernel_size - 1) // 2), len(sight.first))
 
 # %% ../../nbs/api/analysis/29_field_mixing.ipynb #0b33931b
-@_rule("normalisation", *(kinds_of("normalizes") - {"GroupNormalization"}), "SpectralNormalization")
-def _normalisation(call, fields):
+@_rule("normalization", *(kinds_of("normalizes") - {"GroupNormalization"}), "SpectralNormalization")
+def _normalization(call, fields):
     "Every element hears from all others along some dimensions."
     axes = getattr(call.layer, "axis", -1)
     rank = len(fields[0].dims)
@@ -131,8 +131,8 @@ def _normalisation(call, fields):
     )
 
 
-@_rule("normalisation", "GroupNormalization")
-def _group_normalisation(call, fields):
+@_rule("normalization", "GroupNormalization")
+def _group_normalization(call, fields):
     "Mean and deviation over all positions."
     return fields[0].changed({dim: (_mixed,) for dim in range(1, len(fields[0].dims))})
 

@@ -118,7 +118,7 @@ def _transposed_convolution(call, fields):
     "ops.DepthToSpace"
 )
 def _up_sampling(call, fields):
-    "Nearest neighbours, or interpolation."
+    "Nearest neighbors, or interpolation."
     layer, shape = call.layer, call.outputs[0].shape
     dims = _spatial(call, len(shape))
     kind = getattr(layer, "interpolation", "nearest")

@@ -57,7 +57,7 @@ def _time_distributed(call, fields):
     ]
 
 
-@_rule("normalisation", "SpectralNormalization")
+@_rule("normalization", "SpectralNormalization")
 def _spectral_normalization(call, fields):
     "The layer that is wrapped sees what it sees without it."
     return _inner(call, call.layer.layer, fields)
@@ -180,7 +180,7 @@ _TAKE_BLIND = (_each_element, _concatenation, _cutting, _product)
 
 
 def _without_gates(call, fields):
-    "Multiply only what still has positions; group normalisation by itself has none to lose."
+    "Multiply only what still has positions; group normalization by itself has none to lose."
     if call.kind == "GroupNormalization":
         return fields[0]
     places = [

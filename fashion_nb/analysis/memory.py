@@ -231,9 +231,9 @@ def plot_lives(
     import seaborn as sns
 
     ax = plt.subplots(figsize=(6, 3.2))[1] if ax is None else ax
-    colours = sns.color_palette("colorblind")
+    colors = sns.color_palette("colorblind")
     for number, life in enumerate(found):
-        colour, hatch = colours[number % len(colours)], ("", "//", "..", "xx")[number % 4]
+        color, hatch = colors[number % len(colors)], ("", "//", "..", "xx")[number % 4]
         for step in range(life.born, life.dies + 1):
             below = sum(other.size for other in found[:number] if other.born <= step <= other.dies)
             ax.bar(
@@ -241,7 +241,7 @@ def plot_lives(
                 life.size,
                 bottom=below,
                 width=0.92,
-                color=colour,
+                color=color,
                 hatch=hatch,
                 edgecolor="white",
                 linewidth=0.8,

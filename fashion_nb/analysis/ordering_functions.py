@@ -38,7 +38,7 @@ def _running(call, training=False) -> Work:
 
 @_handles("ops.Diff")
 def _diff(call, training=False) -> Work:
-    "Differences of neighbours, n times."
+    "Differences of neighbors, n times."
     rows, length = _along(call, call.layer.axis)
     return Work((
         _other(
@@ -53,10 +53,10 @@ def _diff(call, training=False) -> Work:
 # %% ../../nbs/api/analysis/13_ordering_functions.ipynb #55a195c5
 @_handles("ops.Trapezoid")
 def _trapezoid(call, training=False) -> Work:
-    "Sums of neighbours, added up, times half the step."
+    "Sums of neighbors, added up, times half the step."
     rows, length = _along(call, call.layer.axis)
     return Work((
-        _other("neighbours, and the sum of all", (*rows, ("(n - 1)", length - 1)), 2),
+        _other("neighbors, and the sum of all", (*rows, ("(n - 1)", length - 1)), 2),
         _other("step", rows),
     ))
 
@@ -79,10 +79,10 @@ def _trace(call, training=False) -> Work:
 
 @_handles("ops.Sort", "ops.Argsort", "ops.Argpartition", "ops.TopK", "ops.Unique")
 def _sort(call, training=False) -> Work:
-    "Sorting; the different numbers among them are found by comparing neighbours."
+    "Sorting; the different numbers among them are found by comparing neighbors."
     rows, length = _along(call, getattr(call.layer, "axis", -1))
     unique = (
-        (_other("neighbours compared", (*rows, ("(n - 1)", length - 1))),)
+        (_other("neighbors compared", (*rows, ("(n - 1)", length - 1))),)
         if call.kind == "ops.Unique"
         else ()
     )
@@ -94,7 +94,7 @@ def _sort(call, training=False) -> Work:
     for name in "Median Nanmedian Quantile Nanquantile Percentile Nanpercentile".split()
 ))
 def _quantile(call, training=False) -> Work:
-    "Sorting, then an interpolation between two neighbours: three operations a result."
+    "Sorting, then an interpolation between two neighbors: three operations a result."
     rows, length = _along(call, call.layer.axis)
     checks = (_other("checks", _sizes(call.inputs[0].shape)),) if "Nan" in call.kind else ()
     return Work(

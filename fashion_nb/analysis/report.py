@@ -60,7 +60,7 @@ class LayerCost:
     trainable: int = 0  # of these, trainable
     macs: int = 0  # multiply-accumulates, biases not counted
     biases: int = 0  # additions of a bias
-    elementwise: int = 0  # other operations: activations, normalisation, pooling, merging
+    elementwise: int = 0  # other operations: activations, normalization, pooling, merging
     flops: int = 0  # in the convention of the report
     activations: int = 0  # numbers in the output
     memory: int = 0  # bytes of activations alive while the call runs; for the total the peak

@@ -139,13 +139,13 @@ def plot_roofline(
     import seaborn as sns
 
     ax = ax or plt.subplots(figsize=(7, 4.2))[1]
-    colours, points = sns.color_palette("colorblind"), []
+    colors, points = sns.color_palette("colorblind"), []
     for index, report in enumerate(reports):
         frame = roofline(report, device).query("flops > 0")
         size = 20 + 400 * frame["seconds"] / frame["seconds"].sum()
         style = {
             "marker": "osD^v"[index % 5],
-            "color": colours[index % len(colours)],
+            "color": colors[index % len(colors)],
             "alpha": 0.75,
             "edgecolor": "black",
         }

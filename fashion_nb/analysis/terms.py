@@ -153,7 +153,7 @@ class Work:
         self,
         place: str,  # such as 'forward'
     ) -> "Work":
-        "The same work, its terms labelled with the place where it is done."
+        "The same work, its terms labeled with the place where it is done."
         return Work(tuple(replace(t, what=f"{place}: {t.what}") for t in self.terms), self.unknown)
 
 # %% ../../nbs/api/analysis/04_terms.ipynb #2cd69728

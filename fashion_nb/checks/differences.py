@@ -107,9 +107,9 @@ def _convolution_macs(
 # %% ../../nbs/api/checks/07_differences.ipynb #cae46c42
 @dataclass(frozen=True)
 class Rule:
-    "A known way in which a witness differs from the formula."
+    "A known way in which a counter differs from the formula."
 
-    witness: str  # 'xla' or 'torch'; 'xla, …' for one of XLA's other figures
+    counter: str  # 'xla' or 'torch'; 'xla, …' for one of XLA's other figures
     text: str  # what it does
     macs: Callable  # from a `LayerCall` to a difference in MACs, 0 where the rule does not apply
 
@@ -117,22 +117,22 @@ class Rule:
 RULES: list[Rule] = []
 
 
-def _rule(witness, text):
+def _rule(counter, text):
     "Enter a rule in the table."
 
     def enter(function):
-        RULES.append(Rule(witness, text, function))
+        RULES.append(Rule(counter, text, function))
         return function
 
     return enter
 
 
 def explained(
-    witness: str,  # 'xla' or 'torch'; for the profiler see `analysis.profiler_faults.profiler_bugs`
+    counter: str,  # 'xla' or 'torch'; for the profiler see `analysis.profiler_faults.profiler_bugs`
     call,  # a `fashion_nb.analysis.records.LayerCall`
 ) -> list[tuple[str, int]]:  # rules and the difference in MACs that each explains, never 0
     "What the rules say about one call."
-    found = [(rule.text, rule.macs(call)) for rule in RULES if rule.witness == witness]
+    found = [(rule.text, rule.macs(call)) for rule in RULES if rule.counter == counter]
     return [(text, difference) for text, difference in found if difference]
 
 # %% ../../nbs/api/checks/07_differences.ipynb #849d9904

@@ -15,7 +15,7 @@ import numpy as np
 from ..analysis.graph import model_graph
 from ..analysis.records import record_named
 from ..analysis.traits import kinds_of
-from .keras_flops import OracleError
+from .keras_flops import CheckError
 from ..models.gradient import gradient_of
 
 # %% ../../nbs/api/checks/06_gradient.ipynb #de0d6117
@@ -50,7 +50,7 @@ def _averaging_layer(
 
     kind, config = type(layer).__name__, layer.get_config()
     if config.get("interpolation", "nearest") not in ("nearest", "bilinear"):
-        raise OracleError(
+        raise CheckError(
             f"layer {layer.name!r} resizes by {config['interpolation']}: the gradient measurement"
             " needs nearest or bilinear"
         )
@@ -117,14 +117,14 @@ class _Copy:
             return self.everywhere(call, present)
         if known_class and kind in _PLACED:
             return self.placed(call, tensors)
-        raise OracleError(
+        raise CheckError(
             f"layer {call.name!r} is a {kind}, which the gradient measurement does not know: "
             "expected a convolution, a pooling, a merge, or a layer that works on each number"
         )
 
     def no_channels_first(self, call):
         if self.first:
-            raise OracleError(
+            raise CheckError(
                 f"layer {call.name!r} comes after channels first: the gradient measurement needs"
                 " them last there"
             )
@@ -208,7 +208,7 @@ def _placed(copy, call, tensors):
             else moved
         )
     if not on_channels:
-        raise OracleError(
+        raise CheckError(
             f"layer {call.name!r} works along {options['axis']}: the gradient measurement knows it"
             " along the channels only"
         )
@@ -238,7 +238,7 @@ def _checked_call(
     model,  # what the user handed over
     layer_name: str,  # one of its layers, or calls such as 'encoder/conv1'
 ):  # the model's graph and the call
-    "The call `layer_name` of `model`, if its field can be measured; else `OracleError`."
+    "The call `layer_name` of `model`, if its field can be measured; else `CheckError`."
     import keras
 
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
@@ -247,16 +247,16 @@ def _checked_call(
             if isinstance(model, keras.Model)
             else f"an object of type {type(model).__name__}"
         )
-        raise OracleError(f"expected a built Keras model, got {found}: start it with a keras.Input")
+        raise CheckError(f"expected a built Keras model, got {found}: start it with a keras.Input")
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
     if len(shapes) != 1 or not 3 <= len(shapes[0]) <= 5:
-        raise OracleError(
+        raise CheckError(
             f"model {model.name!r} takes {shapes}: expected one input of (batch, height, width,"
             " channels)"
         )
     sides = tuple(side or 28 for side in shapes[0][1:])
     graph = model_graph(model, sides)
-    return graph, record_named(graph.calls, layer_name, model.name, OracleError)
+    return graph, record_named(graph.calls, layer_name, model.name, CheckError)
 
 # %% ../../nbs/api/checks/06_gradient.ipynb #7039177b
 class _Lens:
@@ -270,7 +270,7 @@ class _Lens:
         self.placed = len(self.call.outputs[0].shape) == self.copy.rank  # are there places?
 
     def shares(self, sides, unit=None):
-        """Each pixel's share in what a unit says: the centre one, or `unit` steps from it along
+        """Each pixel's share in what a unit says: the center one, or `unit` steps from it along
         each axis; and that unit."""
         import keras
 
@@ -286,7 +286,7 @@ class _Lens:
 
         # where a convolution's gradient is exactly zero outside its windows
         with keras.device("cpu:0"):
-            return gradient_of(score, np.zeros((1, *sides, 1)), OracleError)[0, ..., 0], tuple(
+            return gradient_of(score, np.zeros((1, *sides, 1)), CheckError)[0, ..., 0], tuple(
                 found
             )
 
@@ -296,10 +296,10 @@ def gradient_image(
     layer_name: str,  # one of its layers, or calls such as 'encoder/conv1'
     squeeze_excitation: bool = True,  # do factors count that are the same at all places?
 ) -> np.ndarray:  # (height, width): each pixel's share, zero where the layer cannot look
-    "What the centre unit of a layer sees of the model's own input, as measured by a gradient."
+    "What the center unit of a layer sees of the model's own input, as measured by a gradient."
     lens = _Lens(model, layer_name, squeeze_excitation)
     if None in tuple(model.inputs[0].shape[1:]):
-        raise OracleError(
+        raise CheckError(
             f"model {model.name!r} takes images of any size: fix the size in keras.Input"
         )
     return lens.shares(lens.sides)[0]
@@ -361,9 +361,9 @@ class MeasuredField:
     "The receptive field of a layer's units, one number for each axis."
 
     size: tuple[int, ...]  # pixels; of the unit that sees most
-    stride: tuple  # pixels between the fields of two neighbours, on average
+    stride: tuple  # pixels between the fields of two neighbors, on average
     padding: tuple  # pixels by which the first unit's field would start in front of the image
-    centre: tuple  # of the first unit's field; 0 is the first pixel
+    center: tuple  # of the first unit's field; 0 is the first pixel
 
 # %% ../../nbs/api/checks/06_gradient.ipynb #45b25701
 def _clear_sides(
@@ -371,7 +371,7 @@ def _clear_sides(
     name: str,  # the layer's, for the message
     largest_side: int,  # no image larger than this
 ) -> tuple[int, ...]:  # sides of an image
-    "Sides on which the centre unit's field, and those of its neighbours, are cut by no border."
+    "Sides on which the center unit's field, and those of its neighbors, are cut by no border."
     steps, around = _common_strides(lens.graph, len(lens.sides))
     axes, times, before = len(lens.sides), 0, None
     while True:
@@ -388,7 +388,7 @@ def _clear_sides(
         times += (
             2 if clear else max(times, *(side // step for side, step in zip(lens.sides, steps)), 1)
         )
-    raise OracleError(
+    raise CheckError(
         f"the field of layer {name!r} reaches the border of every image up to {largest_side}"
         " pixels: expected a smaller one, so ask for an earlier layer"
     )
@@ -411,22 +411,22 @@ def measured_geometry(
         _clear_sides(lens, layer_name, largest_side),
         _common_strides(lens.graph, axes)[1],
     )
-    centre = lens.shares(sides)[1]
+    center = lens.shares(sides)[1]
     # to where the pattern of fields begins
-    starts = [-(unit % repeat) for unit, repeat in zip(centre, around)]
+    starts = [-(unit % repeat) for unit, repeat in zip(center, around)]
     boxes = []
     for number in range(max(around) + 1):
         shift = [start + min(number, repeat) for start, repeat in zip(starts, around)]
         boxes.append(field_box(lens.shares(sides, shift)[0]))
     size = tuple(max(box[axes + i] for box in boxes) for i in range(axes))
     stride = [Fraction(boxes[-1][i] - boxes[0][i], around[i]) for i in range(axes)]
-    padding = [stride[i] * (centre[i] + starts[i]) - boxes[0][i] for i in range(axes)]
-    centre = [float(Fraction(boxes[0][axes + i] - 1, 2) - padding[i]) for i in range(axes)]
+    padding = [stride[i] * (center[i] + starts[i]) - boxes[0][i] for i in range(axes)]
+    center = [float(Fraction(boxes[0][axes + i] - 1, 2) - padding[i]) for i in range(axes)]
     whole = [
         tuple(int(number) if number == int(number) else number for number in numbers)
         for numbers in (stride, padding)
     ]
-    return MeasuredField(size, *whole, tuple(centre))
+    return MeasuredField(size, *whole, tuple(center))
 
 # %% ../../nbs/api/checks/06_gradient.ipynb #759fb438
 def measured_field(

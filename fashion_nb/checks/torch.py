@@ -12,7 +12,7 @@ from .rebuild import _CallLog, _rebuild
 
 # %% ../../nbs/api/checks/04_torch.ipynb #95046e0d
 class _TorchWorker:
-    "The witness itself, in a process where Keras runs on PyTorch."
+    "The counter itself, in a process where Keras runs on PyTorch."
 
     def __init__(self):
         self.log, self.counter, self.own, self.covered = _CallLog(self.watched), None, {}, [0]

@@ -30,16 +30,16 @@ from fashion_nb.checks.gradient import (
     field_box,
     measured_geometry,
 )
-from .keras_flops import OracleError, _profiled
-from .rebuild import WitnessCount
+from .keras_flops import CheckError, _profiled
+from .rebuild import CounterResult
 from .workers import torch_count, xla_count
 
 # %% ../../nbs/api/checks/08_verify.ipynb #b1668bb4
 @dataclass(frozen=True)
 class Comparison:
-    "One number of ours against one of a witness's."
+    "One number of ours against one of a counter's."
 
-    witness: str  # 'keras-flops', 'xla', 'torch' or 'gradient'
+    counter: str  # 'keras-flops', 'xla', 'torch' or 'gradient'
     layer: str  # name of a call, or 'total'
     quantity: str  # what is compared, and in which convention
     ours: object  # a number, or a tuple of numbers for each axis; None if there is none
@@ -49,7 +49,7 @@ class Comparison:
 
     @property
     def difference(self):  # theirs minus ours, by axis if several; None if one is missing
-        "By how much the witness says more."
+        "By how much the counter says more."
         if self.ours is None or self.theirs is None:
             return None
         if isinstance(self.ours, tuple):
@@ -66,10 +66,10 @@ class Comparison:
         )
 
     @property
-    def status(self) -> str:  # 'equal', 'explained', 'FAILURE' or 'not heard'
+    def status(self) -> str:  # 'equal', 'explained', 'FAILURE' or 'no answer'
         "What came of it."
         if self.difference is None:
-            return "not heard"
+            return "no answer"
         if any(self.left_over if isinstance(self.left_over, tuple) else [self.left_over]):
             return "FAILURE"
         return "explained" if self.explained else "equal"
@@ -77,7 +77,7 @@ class Comparison:
 # %% ../../nbs/api/checks/08_verify.ipynb #0b555b54
 @dataclass(frozen=True, repr=False)
 class Verification:
-    "All comparisons of one analysis with its witnesses; shows itself as a table."
+    "All comparisons of one analysis with its counters; shows itself as a table."
 
     model: str  # the model's name
     what: str  # 'cost' or 'field'
@@ -89,14 +89,14 @@ class Verification:
     )
     ok = property(
         lambda self: not self.failures and any(row.difference is not None for row in self.rows),
-        doc="No failure, and at least one witness was heard.",
+        doc="No failure, and at least one counter answered.",
     )
 
     def to_frame(self, all_layers=False):  # `pandas.DataFrame`; equal layers only with `all_layers`
         "The comparisons as a data frame."
         import pandas as pd
 
-        names = ("witness", "layer", "quantity", "ours", "theirs", "difference", "explained",
+        names = ("counter", "layer", "quantity", "ours", "theirs", "difference", "explained",
             "left_over", "status", "remark")
         kept = [
             r
@@ -127,9 +127,9 @@ class Verification:
 
     def verdict(self) -> str:
         "One sentence."
-        heard = sum(row.difference is not None for row in self.rows)
-        text = f"{self.what} of {self.model}: {heard} comparisons, {len(self.failures)} failures"
-        return text if self.ok or self.failures else f"{text}, as no witness was heard"
+        answered = sum(row.difference is not None for row in self.rows)
+        text = f"{self.what} of {self.model}: {answered} comparisons, {len(self.failures)} failures"
+        return text if self.ok or self.failures else f"{text}, as no counter answered"
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(self.verdict())}</p>{self._shown().to_html(index=False, border=0)}"
@@ -137,7 +137,7 @@ class Verification:
 # %% ../../nbs/api/checks/08_verify.ipynb #1eb52eae
 def _owner(
     name: str,  # a path, such as 'block/attention/query'
-    names,  # of the calls that an analyser reports
+    names,  # of the calls that an analyzer reports
 ) -> str:  # the longest of them that holds the path; '' if none does
     "Whose work is it?"
     parts = name.split("/")
@@ -152,11 +152,11 @@ def _owner(
 
 
 def _by_call(
-    count: WitnessCount,  # what a witness said
-    names,  # of the calls that an analyser reports
+    count: CounterResult,  # what a counter said
+    names,  # of the calls that an analyzer reports
     quantity: str,  # 'macs', or 'everything' for operations and transcendentals
-) -> dict[str, int]:  # name of a call: what the witness booked to it; '' for what belongs to none
-    "Book a witness's rows to the calls of the graph."
+) -> dict[str, int]:  # name of a call: what the counter booked to it; '' for what belongs to none
+    "Book a counter's rows to the calls of the graph."
     found = dict.fromkeys(names, 0)
     for row in count.layers:
         owner = _owner(row.name, names)
@@ -167,23 +167,23 @@ def _by_call(
 
 # %% ../../nbs/api/checks/08_verify.ipynb #99b02f58
 def _resolved(
-    analyser,  # a function, or its name such as 'fashion_nb.analysis.cost:model_cost'
+    analyzer,  # a function, or its name such as 'fashion_nb.analysis.cost:model_cost'
 ) -> Callable:  # the function
-    """The analyser that is to be checked, looked up only now; `OracleError` if there is none of
+    """The analyzer that is to be checked, looked up only now; `CheckError` if there is none of
     that name."""
-    if callable(analyser):
-        return analyser
+    if callable(analyzer):
+        return analyzer
     try:
-        return pkgutil.resolve_name(analyser)
+        return pkgutil.resolve_name(analyzer)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise OracleError(
-            f"cannot find the analyser {analyser!r} ({error}): expected a function, or a name such"
+        raise CheckError(
+            f"cannot find the analyzer {analyzer!r} ({error}): expected a function, or a name such"
             " as 'fashion_nb.analysis.cost:model_cost'"
         ) from error
 
 # %% ../../nbs/api/checks/08_verify.ipynb #2a921f63
 def _compared(
-    witness: str,  # whose numbers
+    counter: str,  # whose numbers
     quantity: str,  # of what
     ours: dict[str, int],  # by call
     theirs: dict[str, int],  # by call; '' for what belongs to none
@@ -196,7 +196,7 @@ def _compared(
         if mine or other:
             rows.append(
                 Comparison(
-                    witness,
+                    counter,
                     name,
                     quantity,
                     mine,
@@ -211,7 +211,7 @@ def _compared(
             everywhere[text] += difference
     remark = "; ".join(f"{text}: {difference:+,}" for text, difference in everywhere.items())
     total = Comparison(
-        witness,
+        counter,
         "total",
         quantity,
         sum(ours.values()),
@@ -222,25 +222,25 @@ def _compared(
     return [total, *rows]
 
 # %% ../../nbs/api/checks/08_verify.ipynb #978c4c6e
-def _heard_about(
+def _answers_about(
     model,  # a built Keras model
     batch_size: int,  # examples
     input_shape,  # for open sizes
-    timeout: float,  # seconds for each witness
-) -> tuple[dict, dict]:  # witness -> what it said; witness -> why it said nothing
-    "Ask every witness of cost."
+    timeout: float,  # seconds for each counter
+) -> tuple[dict, dict]:  # counter -> what it said; counter -> why it said nothing
+    "Ask every counter of cost."
     said, silent = {}, {}
     asked = {"xla": xla_count, "torch": torch_count}
-    for witness, count in asked.items():
+    for counter, count in asked.items():
         try:
-            said[witness] = count(model, batch_size, input_shape, timeout)
-        except OracleError as error:
-            silent[witness] = str(error)
+            said[counter] = count(model, batch_size, input_shape, timeout)
+        except CheckError as error:
+            silent[counter] = str(error)
     try:
         if batch_size != 1 or input_shape is not None:
-            raise OracleError("keras-flops counts one example of a fixed size")
+            raise CheckError("keras-flops counts one example of a fixed size")
         said["keras-flops"] = _profiled(model)
-    except OracleError as error:
+    except CheckError as error:
         silent["keras-flops"] = str(error)
     return said, silent
 
@@ -321,16 +321,16 @@ def _profiler_rows(ours, macs, calls, said) -> list[Comparison]:
 
 # %% ../../nbs/api/checks/08_verify.ipynb #287a02ef
 def _rules_by_call(
-    witness: str,  # whose rules
+    counter: str,  # whose rules
     calls,  # of the graph
-    names,  # of the calls that an analyser reports
+    names,  # of the calls that an analyzer reports
     but: str = "",  # the name of a rule to leave out
 ) -> dict[str, list[tuple[str, int]]]:  # by reported call: rules and what they explain
-    "What the rules explain, booked to the calls that the analyser reports."
+    "What the rules explain, booked to the calls that the analyzer reports."
     found = {}
     for call in calls:
         if rules := [
-            (text, difference) for text, difference in explained(witness, call) if text != but
+            (text, difference) for text, difference in explained(counter, call) if text != but
         ]:
             found.setdefault(_owner(call.name, names), []).extend(rules)
     return found
@@ -339,7 +339,7 @@ def _rules_by_call(
 def _everything_rows(
     ours: dict[str, int],  # by call: operations of all kinds, taps on padding skipped
     calls,  # of the graph
-    said: WitnessCount,  # XLA's
+    said: CounterResult,  # XLA's
 ) -> list[Comparison]:
     "XLA's figure for everything against ours, for the calls whose way of computing is settled."
     theirs, quantity = (
@@ -374,27 +374,27 @@ def _everything_rows(
 # %% ../../nbs/api/checks/08_verify.ipynb #92150a59
 def verify_cost(
     model,  # a built Keras model
-    analyser="fashion_nb.analysis.cost:model_cost",  # the function to check, or its name
+    analyzer="fashion_nb.analysis.cost:model_cost",  # the function to check, or its name
     batch_size: int = 1,  # examples
-    input_shape=None,  # for open sizes, as the analyser takes it
-    timeout: float = 300,  # seconds for each witness
-) -> Verification:  # a table of ours against each witness's
-    """Compare an analysis of cost with every witness that can be heard; what no rule explains is a
+    input_shape=None,  # for open sizes, as the analyzer takes it
+    timeout: float = 300,  # seconds for each counter
+) -> Verification:  # a table of ours against each counter's
+    """Compare an analysis of cost with every counter that can be asked; what no rule explains is a
     failure."""
-    said, silent = _heard_about(model, batch_size, input_shape, timeout)
+    said, silent = _answers_about(model, batch_size, input_shape, timeout)
     options = {"batch_size": batch_size} | (
         {} if input_shape is None else {"input_shape": input_shape}
     )
-    analyse = _resolved(analyser)
-    reports = {name: analyse(model, name, **options) for name in ("two_per_mac", "profiler")}
-    skipped = analyse(model, "everything", padding_taps="skipped", **options)
+    analyze = _resolved(analyzer)
+    reports = {name: analyze(model, name, **options) for name in ("two_per_mac", "profiler")}
+    skipped = analyze(model, "everything", padding_taps="skipped", **options)
     graph = model_graph(model, input_shape, batch_size, opaque=None)
     rows = []
     macs = {row.name: row.macs for row in reports["two_per_mac"].layers}
-    for witness in ("torch", "xla"):
-        if witness in said:
-            rules = _rules_by_call(witness, graph.calls, macs)
-            rows += _compared(witness, "MACs", macs, _by_call(said[witness], macs, "macs"), rules)
+    for counter in ("torch", "xla"):
+        if counter in said:
+            rules = _rules_by_call(counter, graph.calls, macs)
+            rows += _compared(counter, "MACs", macs, _by_call(said[counter], macs, "macs"), rules)
     if "xla" in said:
         real = {row.name: row.macs for row in skipped.layers}
         rules = _rules_by_call("xla", graph.calls, real, but=SKIPS)
@@ -411,21 +411,21 @@ def verify_cost(
             reports["profiler"].total.flops, macs, graph.calls, said["keras-flops"]
         )
     rows += [
-        Comparison(witness, "total", "", None, None, remark=why) for witness, why in silent.items()
+        Comparison(counter, "total", "", None, None, remark=why) for counter, why in silent.items()
     ]
     return Verification(model.name, "cost", tuple(rows))
 
 # %% ../../nbs/api/checks/08_verify.ipynb #818dfaeb
-_MEASURED = ("size", "stride", "padding", "centre")
+_MEASURED = ("size", "stride", "padding", "center")
 
 
 def _field_rows(
     model,  # a built Keras model
-    record,  # what the analyser says of one layer
+    record,  # what the analyzer says of one layer
     squeeze_excitation: bool,  # do factors count that are the same at all places?
     largest_side: int,  # no image larger than this
 ) -> list[Comparison]:
-    "One layer: each figure of the analyser's against the gradient's."
+    "One layer: each figure of the analyzer's against the gradient's."
     lens = _Lens(model, record.name, squeeze_excitation)
     axes = len(lens.sides)
     everywhere = any(call.kind in _EVERYWHERE for call in lens.copy.calls) and squeeze_excitation
@@ -455,7 +455,7 @@ def _field_rows(
 # %% ../../nbs/api/checks/08_verify.ipynb #dc579501
 def verify_field(
     model,  # a built Keras model with one image as its input
-    analyser="fashion_nb.analysis.field:receptive_field",  # the function to check, or its name
+    analyzer="fashion_nb.analysis.field:receptive_field",  # the function to check, or its name
     layers: list[str] | None = None,  # names; None for up to `most`, with the last that has places
     most: int = 24,  # how many layers are measured if they are not named
     squeeze_excitation: bool = True,  # do factors count that are the same at all places?
@@ -463,7 +463,7 @@ def verify_field(
 ) -> Verification:  # a table of ours against the gradient's
     "Compare an analysis of receptive fields with a measurement; any difference is a failure."
     options = {} if squeeze_excitation else {"squeeze_excitation": False}
-    report = _resolved(analyser)(model, **options)
+    report = _resolved(analyzer)(model, **options)
     records = {record.name: record for record in report.layers}
     if layers is None:
         kinds = {call.name: call.kind for call in model_graph(model).calls}
@@ -474,8 +474,8 @@ def verify_field(
     for name in layers:
         try:
             if name not in records:
-                raise OracleError("the analyser has no such layer")
+                raise CheckError("the analyzer has no such layer")
             rows += _field_rows(model, records[name], squeeze_excitation, largest_side)
-        except OracleError as error:
+        except CheckError as error:
             rows.append(Comparison("gradient", name, "", None, None, remark=str(error)))
     return Verification(model.name, "field", tuple(rows))

@@ -70,7 +70,7 @@ _PRODUCTS = {"dot_general", "conv_general_dilated"}
 
 
 class _XlaWorker:
-    "The witness itself: counts one model after the other, in a process where Keras runs on JAX."
+    "The counter itself: counts one model after the other, in a process where Keras runs on JAX."
 
     def __init__(self):
         import jax

@@ -83,7 +83,7 @@ Examples:
   fashion_nb explore --quick         what is easy, hard and wrong in it
   fashion_nb cost stride_2           parameters, MACs and FLOPs of each layer
   fashion_nb train --epochs 3        train, into a folder below runs/
-  fashion_nb predict shoe.jpg        what is in a picture of one's own
+  fashion_nb predict shoe.jpg        what your own photo shows
   fashion_nb report                  all of it, on one page: report/index.html
   fashion_nb leaderboard             what all the stored runs reached, at what cost
 """,

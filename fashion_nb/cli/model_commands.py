@@ -77,7 +77,7 @@ _COUNTING = (
     click.option("--zero-weights", type=click.Choice(["counted", "skipped"]), default="counted",
         help="MACs with weights that are zero."),
     click.option("--fold-batch-norm", is_flag=True,
-        help="Fold normalisations into the layer before."),
+        help="Fold normalizations into the layer before."),
     click.option("--strict", is_flag=True,
         help="Refuse a layer that cannot be counted, instead of marking it."),
 )
@@ -177,7 +177,7 @@ def _verified(
     found,  # a `Verification`
     as_json: bool,  # print JSON
 ) -> None:  # prints; exit status 1 if a difference is not explained
-    "The table of ours against each witness."
+    "The table of ours against each counter."
     rows = found.to_frame(all_layers=as_json)
     click.echo(
         rows.to_json(orient="records", indent=1, default_handler=str) if as_json else repr(found)

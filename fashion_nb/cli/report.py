@@ -20,7 +20,7 @@ from ..core.pages import figure_source
 # %% ../../nbs/api/cli/05_report.ipynb #3fe429ee
 def verify_counts(
     names: list[str],  # models of the zoo
-) -> list[dict]:  # for each: model, ours, witness, equal
+) -> list[dict]:  # for each: model, ours, counter, equal
     "FLOPs of each model in the profiler's convention, beside what keras-flops counts on its own."
     from fashion_nb.analysis.cost import model_cost
     from fashion_nb.checks.keras_flops import keras_flops_count
@@ -29,8 +29,8 @@ def verify_counts(
     rows = []
     for name in names:
         model = build_model(name)
-        ours, witness = model_cost(model, "profiler").total.flops, keras_flops_count(model)
-        rows.append({"model": name, "ours": ours, "witness": witness, "equal": ours == witness})
+        ours, counter = model_cost(model, "profiler").total.flops, keras_flops_count(model)
+        rows.append({"model": name, "ours": ours, "counter": counter, "equal": ours == counter})
     return rows
 
 # %% ../../nbs/api/cli/05_report.ipynb #ad1d3a20
@@ -132,7 +132,7 @@ def _writable(
 def count_and_verify(
     names: tuple[str, ...],  # models of the zoo
 ) -> dict:  # "costs" and "fields": model: report; "verification": rows of `verify_counts`
-    "What the networks cost and see, with the witness's word on it; nothing is trained."
+    "What the networks cost and see, with the counter's figures; nothing is trained."
     from fashion_nb.analysis.cost import model_cost
     from fashion_nb.analysis.field import receptive_field
     from fashion_nb.models.zoo import build_model
@@ -148,12 +148,12 @@ def count_and_verify(
 def _verdicts(
     counted: dict,  # from `count_and_verify`
 ) -> list[str]:  # a line for each model
-    "Costs and the witness's word, as text."
+    "Costs and the counter's figures, as text."
     return [
         f"{row['model']}: {counted['costs'][row['model']].total.params:,} parameters,"
         f" {counted['costs'][row['model']].total.macs:,} MACs; {row['ours']:,} FLOPs with"
         f" everything that keras-flops counts, {'equal to' if row['equal'] else 'DIFFERENT from'}"
-        f" its {row['witness']:,}"
+        f" its {row['counter']:,}"
         for row in counted["verification"]
     ]
 

@@ -66,7 +66,7 @@ def _to_resume(
 
     if given:
         raise TrainError(
-            f"--resume was given together with {', '.join(given)}: a run goes on with its own"
+            f"--resume was given together with {', '.join(given)}: a run resumes with its own"
             " settings, so leave them out"
         )
     if folder is not None:
@@ -95,7 +95,7 @@ def _to_resume(
 def train_command(folder, resume, **settings):
     """Train a network; checkpoints, logs and settings go to a folder of the run.
 
-    The same settings find the same run: cut off, it goes on; finished, nothing is trained again.
+    The same settings find the same run: cut off, it resumes; finished, nothing is trained again.
 
     \b
     Examples:

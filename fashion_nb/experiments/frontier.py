@@ -17,7 +17,7 @@ import numpy as np
 from ..core.errors import FashionNbError
 from ..core.files import write_atomically
 from ..data.fashion_mnist import FashionMNIST
-from .leaderboard import summarise
+from .leaderboard import summarize
 from .published import published_points
 from .store import find_records_of, load_records, store_folder
 from ..models.zoo import build_model
@@ -64,7 +64,7 @@ def budget_table(
     for budget in BUDGETS:
         name = f"{budget.group}/best"
         found = [record for record in stored if record.row == name]
-        one = summarise({name: found}, data).iloc[0].to_dict() if found else {}
+        one = summarize({name: found}, data).iloc[0].to_dict() if found else {}
         rows.append({"budget": budget.group, "MACs allowed": budget.macs,
             "parameters allowed": budget.parameters, "target": budget.target,
                      # fmt: skip
@@ -229,7 +229,7 @@ def timed_runs(
     import pandas as pd
 
     records = load_records(group, folder)
-    runs, first = summarise({record.name: [record] for record in records}, data), [
+    runs, first = summarize({record.name: [record] for record in records}, data), [
         warm_up(record.history.seconds.to_numpy()) for record in records
     ]
     return pd.DataFrame({

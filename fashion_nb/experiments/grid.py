@@ -16,7 +16,7 @@ import numpy as np
 from ..core.errors import FashionNbError
 from ..data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from .grids import GRIDS, ExperimentError, Grid
-from .leaderboard import summarise
+from .leaderboard import summarize
 from fashion_nb.experiments.store import (
     Record,
     StoreError,
@@ -253,7 +253,7 @@ def grid_table(
         raise ExperimentError(
             f"no run of {group!r} is stored: train them with 'fashion_nb experiments run {group}'"
         )
-    return summarise(rows, data).sort_values(
+    return summarize(rows, data).sort_values(
         "row", key=lambda names: names.map(list(GRIDS[group].rows).index), ignore_index=True
     )
 

@@ -139,9 +139,9 @@ GRIDS["augmentation"] = Grid(
 )
 
 # %% ../../nbs/api/experiments/04_grids.ipynb #9b463332
-_WORDS = "conv20v conv40v/2 conv80v/2 flat"  # stride_2 in words, with batch normalisation
+_WORDS = "conv20v conv40v/2 conv80v/2 flat"  # stride_2 in words, with batch normalization
 GRIDS["normalisation"] = Grid(
-    "What do batch normalisation and dropout do to the stride-2 net?",
+    "What do batch normalization and dropout do to the stride-2 net?",
     {
         f"{norm}-drop{drop}": {
             "model": f"{first}{_WORDS} dense100"

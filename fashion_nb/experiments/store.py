@@ -391,7 +391,7 @@ def store_run(
     check_name(name, run.config.seed)
     if run.status != "finished":
         raise StoreError(
-            f"the run {run.folder} is {run.status}: expected a finished one; go on with it first"
+            f"the run {run.folder} is {run.status}: expected a finished one; resume it first"
         )
     folder, data = store_folder(folder), load_fashion_mnist() if data is None else data
     check_free(name, run.config, folder, data)

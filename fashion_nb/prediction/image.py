@@ -47,7 +47,7 @@ def _check_size(
 def _decode(
     path: Path,  # a picture file
 ):  # a Pillow image, decoded
-    "Read a picture file; one that is no picture, is broken or too large raises `PredictError`."
+    "Read a picture file; one that is not an image, is broken or too large raises `PredictError`."
     from PIL import Image, UnidentifiedImageError
 
     if not path.exists():

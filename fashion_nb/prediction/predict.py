@@ -255,7 +255,7 @@ def _pictures_in(
         ) from None
     if not found:
         raise PredictError(
-            f"the folder {folder} holds no pictures: expected files that end in"
+            f"the folder {folder} holds no images: expected files that end in"
             f" {', '.join(SUFFIXES)}"
         )
     return found
@@ -319,7 +319,7 @@ def predict_files(
     "Name the garments in files; if not one can be used, `PredictError` gives the first reason."
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
-        raise PredictError("no pictures were given: expected at least one file or folder")
+        raise PredictError("no images were given: expected at least one file or folder")
     network, names, prepared, errors = _network(model), [], [], []
     for path in (Path(path).expanduser() for path in paths):
         try:

@@ -25,7 +25,7 @@ def _can_fuse(
 
 # %% ../../nbs/api/training/05_fused_norm.ipynb #018d706c
 def _fused_call(
-    layer,  # a batch normalisation
+    layer,  # a batch normalization
 ):  # what takes the place of its `call`
     "The layer's arithmetic in training, in one operation; in use it stays as it is."
     import tensorflow as tf

@@ -240,8 +240,8 @@ def train_many(
 ) -> list[Run | FashionNbError]:  # for each configuration the finished run, or what went wrong
     """Train many networks, several at a time; a run that fails does not stop the others.
 
-    Runs that are finished are not trained again, runs that were cut off go on, also after a process
-    or machine is lost.
+    Runs that are finished are not trained again, runs that were cut off resume, also after a
+    process or machine is lost.
     """
     configs = list(configs)
     _check_many(configs, jobs, tries)

@@ -1,4 +1,4 @@
-"""Receptive fields against brute force on random networks, and the witnesses where a chapter would
+"""Receptive fields against brute force on random networks, and the counters where a chapter would
 be too long."""
 import os
 import random
@@ -13,7 +13,7 @@ from fashion_nb.analysis.axis import AxisField, FieldError, after_window
 from fashion_nb.analysis.effective_field import plot_field
 from fashion_nb.analysis.field import receptive_field
 from fashion_nb.checks.gradient import field_box, gradient_image, measured_field
-from fashion_nb.checks.keras_flops import OracleError, keras_flops_count
+from fashion_nb.checks.keras_flops import CheckError, keras_flops_count
 
 # Brute force along one axis: which pixels reach each unit, by sets, with TensorFlow's other way to
 # write 'same'.
@@ -74,7 +74,7 @@ def test_recurrence_against_brute_force():
                 assert (min(pixels), max(pixels)) == (first, last), (side, windows)
                 whole += 1
             checked += 1
-        assert field.centre == sum(field.seen(0)) / 2
+        assert field.center == sum(field.seen(0)) / 2
     assert whole > 5_000 and checked > 10_000
 
 
@@ -160,7 +160,7 @@ def test_field_that_is_too_large_to_measure():
     model = keras.Sequential(
         [keras.Input((28, 28, 1)), layers.GlobalAveragePooling2D(keepdims=True, name="all")]
     )
-    with pytest.raises(OracleError, match="reaches the border of every image"):
+    with pytest.raises(CheckError, match="reaches the border of every image"):
         measured_field(model, "all")
 
 
@@ -172,7 +172,7 @@ def test_gradient_without_a_fixed_size():
     model = keras.Sequential([keras.Input((None, None, 1)), *stack])
     assert measured_field(model, "conv") == (5, 5)
     for call in (lambda: measured_field(model, "all"), lambda: gradient_image(model, "conv")):
-        with pytest.raises(OracleError, match="any size"):
+        with pytest.raises(CheckError, match="any size"):
             call()
 
 
@@ -185,7 +185,7 @@ def test_errors_name_what_was_found():
     )
     with pytest.raises(FieldError, match="no layer 'inner': expected one of inner/conv"):
         receptive_field(nested)["inner"]
-    with pytest.raises(OracleError, match="no layer 'inner': expected one of inner/conv"):
+    with pytest.raises(CheckError, match="no layer 'inner': expected one of inner/conv"):
         measured_field(nested, "inner")
     with pytest.raises(FieldError, match="does not fit into 2 positions"):
         after_window(AxisField(2), 3)
@@ -250,13 +250,13 @@ def test_missing_packages_are_one_sentence():
     out = in_a_new_process("""
         import sys
         import keras
-        from fashion_nb.checks.keras_flops import OracleError, keras_flops_count
+        from fashion_nb.checks.keras_flops import CheckError, keras_flops_count
         net = keras.Sequential([keras.Input((10,)), keras.layers.Dense(7)])
         for missing in ("keras_flops", "tensorflow"):
             sys.modules[missing] = None
             try:
                 keras_flops_count(net)
-            except OracleError as error:
+            except CheckError as error:
                 print(error)
     """)
     assert out.splitlines() == [
