@@ -1,14 +1,13 @@
 """Execute notebooks top to bottom, each in a Jupyter kernel of its own, and save their outputs,
 cleaned.
 
-    python .ci/execute.py nbs/02_models.ipynb ...   the notebooks named
-    python .ci/execute.py --all nbs/07_train.ipynb  the cells flagged slow or gpu as well
+    python .ci/execute.py nbs/02_first_network.ipynb ...   the notebooks named
+    python .ci/execute.py --all nbs/05_training.ipynb      the cells flagged slow or gpu as well
 
 A notebook is written back only when all of it ran. Cells whose flag stands in settings.ini's
-`tst_flags`, and cells
-with `#| eval: false`, keep the outputs they have; the cell that exports is not run. What a cell
-writes to stderr is
-shown here and not saved: it speaks of this machine, not of the chapter.
+`tst_flags`, and cells with `#| eval: false`, keep the outputs they have; a cell that exports is not
+run. What a cell writes to stderr is shown here and not saved: it speaks of this machine, not of the
+chapter.
 """
 
 import argparse
@@ -34,7 +33,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 def is_skipped(
     source: str,  # a code cell's source
-    flags: set[str],  # flags of the cells to pass over
+    flags: set[str],  # flags of the cells to skip
 ) -> bool:  # whether the cell keeps the outputs it has
     "A cell that exports, that is not to be evaluated, or that carries one of the flags."
     directives = [directive.lower().replace(" ", "") for directive in DIRECTIVE.findall(source)]
@@ -42,7 +41,7 @@ def is_skipped(
 
 
 class Client(NotebookClient):
-    "Executes the cells of a notebook but those that are to be passed over."
+    "Executes the cells of a notebook but those that are to be skipped."
 
     flags: set[str] = set()
 
@@ -80,7 +79,7 @@ def drop_stderr(notebook, name: str) -> None:
 
 def execute(
     path: Path,  # the notebook
-    flags: set[str],  # flags of the cells to pass over
+    flags: set[str],  # flags of the cells to skip
 ) -> float:  # seconds that it took
     "Execute one notebook and write it back, whole and cleaned."
     notebook = nbformat.read(path, as_version=4)

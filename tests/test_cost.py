@@ -490,12 +490,10 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 
 def test_speed():
-    """Bounds in seconds of processor time. The aim is 30 ms; benchmark_cost.py prints what it
-    takes. From process
-    to process the same machine differs by more than half, so this bound is wider: it guards against
-    a slower algorithm."""
-    ours, _, ratio = against_keras_flops()
-    assert ours <= 0.050 and ratio >= 100
+    """Ratios of processor time, with room for whatever else the machine does: they guard against a
+    slower algorithm. benchmark_cost.py prints what it takes."""
+    _, _, ratio = against_keras_flops()
+    assert ratio >= 20  # measured: 150 to 300
     small, large = chain(100), chain(800)
     # linear would be 8, quadratic 64
     assert best(lambda: model_cost(large), 3) < 16 * best(lambda: model_cost(small), 3)

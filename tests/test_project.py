@@ -398,6 +398,17 @@ STREAM = {"output_type": "stream", "name": "stdout", "text": "1\n"}
             ),
             "path of the machine",
         ),
+        (
+            (
+                "f()",
+                {
+                    "output_type": "stream",
+                    "name": "stdout",
+                    "text": "WARNING: /opt/env/lib/python3.11/site-packages/keras/a.py:1: old\n",
+                },
+            ),
+            "path of the machine",
+        ),
     ],
 )
 def test_a_fault_in_saved_outputs_is_found(cell, problem):

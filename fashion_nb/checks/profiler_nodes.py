@@ -48,6 +48,21 @@ def _frozen_graph(
     concrete = function.get_concrete_function(*signature)
     return convert_to_constants.convert_variables_to_constants_v2_as_graph(concrete)[0].graph
 
+# %% ../../nbs/api/checks/09_profiler_nodes.ipynb #c0c07a11
+def _counts_of_nodes(
+    graph,  # a TensorFlow graph without variables
+) -> Counter:  # from kind of operation to its count; 0 where it has no formula
+    "What the registry of formulas says of each node, summed by kind."
+    from tensorflow.python.framework import ops
+
+    counts = Counter()
+    for node in graph.as_graph_def().node:
+        try:
+            counts[node.op] += int(ops.get_stats_for_node_def(graph, node, "flops").value or 0)
+        except ValueError:  # a shape that the formula needs is not known
+            counts[node.op] += 0
+    return counts
+
 # %% ../../nbs/api/checks/09_profiler_nodes.ipynb #47e49597
 def graph_operations(
     model,  # a built `keras.Model`, on the TensorFlow backend, its input sizes fixed
@@ -56,14 +71,8 @@ def graph_operations(
     """What the profiler counts for each kind of TensorFlow operation in `model`, summed over its
     nodes; needs keras-flops, and refuses the models that `keras_flops_count` refuses."""
     _check_countable(model)
+    # asked for a shape, the registry warns that a function of its own is old
     with _one_at_a_time, silenced(), _tolerating_double_registration():
         import keras_flops  # noqa: F401  registers its formulas
-    from tensorflow.python.framework import ops
 
-    graph, counts = _frozen_graph(model, batch_size), Counter()
-    for node in graph.as_graph_def().node:
-        try:
-            counts[node.op] += int(ops.get_stats_for_node_def(graph, node, "flops").value or 0)
-        except ValueError:  # a shape that the formula needs is not known
-            counts[node.op] += 0
-    return counts
+        return _counts_of_nodes(_frozen_graph(model, batch_size))
