@@ -928,6 +928,7 @@ def test_what_pip_installs_is_at_most_12_megabytes(installed):
     }
 
 
+@pytest.mark.slow
 def test_an_installed_package_has_its_leaderboard_and_says_which_answers_it_lacks(
     installed, tmp_path
 ):

@@ -119,18 +119,17 @@ def kill_until_finished(nursery, config, folder, orders):
     raise AssertionError("the orders were used up before the run was finished")
 
 
-def test_three_kills(nursery, undisturbed, tmp_path):
+def test_two_kills(nursery, undisturbed, tmp_path):
     seen = undisturbed[1]["seen"]
     in_epoch_2 = [k for k, what in enumerate(seen, 1) if what.endswith("of epoch 2")]
     orders = [{"at": in_epoch_2[0], "deed": "kill"}]  # training on the second epoch
-    orders.append({"after": undisturbed[1]["seconds"] / 4})  # somewhere in the start
     orders.append({
         "at": 1 + next(k for k, what in enumerate(seen) if what.startswith("write epoch")),
         "deed": "half",
     })
-    assert kill_until_finished(nursery, CONFIG, tmp_path / "run", [*orders, {}]) == 3
+    assert kill_until_finished(nursery, CONFIG, tmp_path / "run", [*orders, {}]) == 2
     assert_same_run(tmp_path / "run", undisturbed[0])
-    assert len(load_run(tmp_path / "run").record["sessions"]) >= 3
+    assert len(load_run(tmp_path / "run").record["sessions"]) >= 2
 
 
 @pytest.mark.slow
@@ -300,10 +299,8 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [name if name == "flipped" else pytest.param(name, marks=pytest.mark.slow) for name in DAMAGES],
-)
+@pytest.mark.slow  # each trains again; that damage is noticed, the next tests show on every bit
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint(cut_off, undisturbed, damage):
     "The one before is used, and it says so; what comes out is the same."
     DAMAGES[damage](checkpoint_path(cut_off, 4))
