@@ -289,6 +289,7 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
         xla_count(tmp_path / "model.keras")
 
 
+@pytest.mark.slow
 def test_the_worker_ends_with_its_process_and_leaves_the_backend_alone():
     code = """
         import keras

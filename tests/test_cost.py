@@ -489,6 +489,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
         model_cost(build_model("stride_2"), **options)
 
 
+@pytest.mark.slow
 def test_speed():
     """Ratios of processor time, with room for whatever else the machine does: they guard against a
     slower algorithm. benchmark_cost.py prints what it takes."""

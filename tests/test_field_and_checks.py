@@ -230,6 +230,7 @@ def in_a_new_process(code, **environment):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_count_after_a_failed_import_and_without_chatter():
     """Whoever tried `import keras_flops` before has half of its formulas registered; and file
     descriptor 1 stays clean."""

@@ -141,7 +141,7 @@ def test_all_rows_and_all_published_points_are_drawn(board, x):
     [None, {f"{budget.group}/best": budget.group for budget in BUDGETS}],
     ids=["published", "ours too"],
 )
-@pytest.mark.parametrize("x", ["macs", "parameters"])
+@pytest.mark.parametrize("x", ["macs", pytest.param("parameters", marks=pytest.mark.slow)])
 def test_names_do_not_cover_each_other(board, x, names):
     figure = plot_frontier(board, x, names=names).figure
     figure.canvas.draw()

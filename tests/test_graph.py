@@ -211,6 +211,7 @@ def listed(backend):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_same_calls_on_every_back_end(backend):
     pytest.importorskip(backend)
