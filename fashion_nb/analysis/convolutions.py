@@ -12,7 +12,7 @@ from math import ceil, prod
 
 from .activations import _activation
 from .handlers import _handles
-from .terms import Term, Work, _other, _sizes
+from .terms import Factor, Term, Work, _other, _sizes
 from .traits import kinds_of, positions_and_channels
 
 # %% ../../nbs/api/analysis/07_convolutions.ipynb #5ac61a46
@@ -134,7 +134,13 @@ def _low_rank(layer) -> Work:
     entries = (("K", prod(first.shape[:-1])), ("C_{out}", second.shape[-1]))
     return Work(
         (
-            Term("macs", "low-rank update", (*entries, ("r", first.shape[-1]))),
+            Term(
+                "macs",
+                "low-rank update",
+                (*entries, ("r", first.shape[-1])),
+                weight=second,
+                factors=(Factor((first,), ()),),
+            ),
             _other("low-rank update", entries, 2),
         ),
         unknown,
@@ -221,7 +227,13 @@ def _separable(call, training=False) -> Work:
         given[0], window, around, layer.depthwise_kernel, "depthwise kernel"
     )
     outputs = (("N", given[0]), *zip(_POSITIONS[len(size)], output_size), ("C_{out}", filters))
-    pointwise = Term("macs", "pointwise kernel", (*outputs, *around), weight=layer.pointwise_kernel)
+    pointwise = Term(
+        "macs",
+        "pointwise kernel",
+        (*outputs, *around),
+        weight=layer.pointwise_kernel,
+        factors=(Factor((layer.depthwise_kernel,)),),
+    )
     return Work((depthwise, pointwise)) + _after_kernel(call, layer, outputs, training)
 
 # %% ../../nbs/api/analysis/07_convolutions.ipynb #3b4b20db

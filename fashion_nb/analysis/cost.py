@@ -59,16 +59,10 @@ def _macs(
 # %% ../../nbs/api/analysis/24_cost.ipynb #64f3ecb9
 def _backward_macs(
     work: Work,  # of one call
-    needs_gradient: bool,  # is there anything trainable before it?
+    needed: tuple[bool, ...],  # for each of its inputs: is there anything trainable before it?
 ) -> int:  # MACs of the backward pass
-    "Gradients of weights and of inputs: each as many MACs as the forward pass."
-    count = 0
-    for term in work.terms:
-        if term.quantity == "macs":
-            trainable = term.weight is not None and term.weight.trainable
-            inputs = (1 if term.weight is not None else 2) if needs_gradient else 0
-            count += (trainable + inputs) * term.value
-    return count
+    "Gradients of the factors of each product: each takes as many MACs as the forward pass."
+    return sum([term.gradients(needed) for term in work.terms if term.quantity == "macs"])
 
 # %% ../../nbs/api/analysis/24_cost.ipynb #66060545
 _FOLDS = kinds_of(
@@ -168,7 +162,8 @@ class _Counting:
 def _counts(
     call: LayerCall,  # one call
     how: _Counting,  # how to count
-    needs_gradient: bool,  # is there anything trainable before it?
+    needed: tuple[bool, ...] | None,  # for each of its inputs: is there anything trainable before
+    # it? None: no gradient comes back to it
     extra_bias: bool,  # does a folded normalization give it a bias that it did not have?
     profiled: int | None,  # what the profiler counts, if asked for; None if there is no rule
 ) -> tuple[dict, Work | None]:  # its row's fields about work, and where they come from
@@ -182,8 +177,8 @@ def _counts(
         )
         return {"known": False, "note": why, "macs": work.macs if work else 0}, work
     macs = _macs(work, how.padding_taps, how.zero_weights)
-    if how.training:
-        macs += _backward_macs(work, needs_gradient)
+    if how.training and needed is not None:
+        macs += _backward_macs(work, needed)
     biases = work.biases + (call.outputs[0].elements if extra_bias else 0)
     elementwise = work.other + work.transcendental
     flops = (
@@ -237,6 +232,26 @@ def _row(
         **fields,
     )  # fmt: skip
 
+# %% ../../nbs/api/analysis/24_cost.ipynb #a5ced0aa
+def _stops_gradients(call: LayerCall) -> bool:
+    "Does no gradient pass? Whole numbers have none."
+    return call.kind == "ops.StopGradient" or not any(
+        tensor.dtype.startswith(("float", "bfloat", "complex")) for tensor in call.outputs
+    )
+
+
+def _asked_back(
+    graph: ModelGraph,  # a model's calls
+) -> set[int]:  # the calls to which a gradient comes back from an output of the model
+    "Walk from the outputs to the inputs, as a backward pass does."
+    asked = {tensor.producer for tensor in graph.outputs}
+    for call in reversed(graph.calls):
+        if call.index in asked and _stops_gradients(call):
+            asked.discard(call.index)
+        elif call.index in asked:
+            asked.update(call.parents)
+    return asked
+
 # %% ../../nbs/api/analysis/24_cost.ipynb #0a973b6e
 def _cost_rows(
     graph: ModelGraph,  # a model's calls
@@ -250,19 +265,23 @@ def _cost_rows(
     profiled = (
         profiler_counts(graph.calls) if how.convention == "profiler" else [None] * len(graph.calls)
     )
-    rows, works, seen, carries = [], {}, set(), {}
+    rows, works, seen, carries, asked = [], {}, set(), {}, _asked_back(graph)
     for call in graph.calls:
-        needs = any(carries.get(parent, False) for parent in call.parents)
+        needed = tuple(carries.get(tensor.producer, False) for tensor in call.inputs)
         weights = _weights(call, call.index in gets_bias)
-        carries[call.index] = needs or any(trainable for _, _, trainable, _ in weights)
+        carries[call.index] = not _stops_gradients(call) and (
+            any(needed) or any(trainable for _, _, trainable, _ in weights)
+        )
         if call.index in folds:
             seen.update(weight[0] for weight in weights)
             note = f"folded into {graph.calls[folds[call.index]].name}"
             rows.append(_row(call, [], seen, False, memory=alive[call.index], note=note))
             works[call.name] = Work()
             continue
+        if call.index not in asked:
+            needed = None
         counts, works[call.name] = _counts(
-            call, how, needs, call.index in gets_bias, profiled[call.index]
+            call, how, needed, call.index in gets_bias, profiled[call.index]
         )
         rows.append(
             _row(call, weights, seen, call.index not in views, memory=alive[call.index], **counts)

@@ -18,8 +18,16 @@ from fashion_nb.analysis.convolutions import (
     _window_term,
 )
 from .handlers import HANDLERS, _handles
-from .products import _argument, _einsum_terms, _scores_terms
-from .terms import Term, Work, _other, _sizes, _transcendental
+from .products import _argument, _einsum_terms, _scores_terms, _source
+from fashion_nb.analysis.terms import (
+    Factor,
+    Term,
+    Work,
+    _joined,
+    _other,
+    _sizes,
+    _transcendental,
+)
 from .traits import ACTIVATION_OF, kinds_of, positions_and_channels
 
 # %% ../../nbs/api/analysis/12_functions.ipynb #728cdd01
@@ -191,10 +199,18 @@ def _variable(*values):
     )
 
 
+def _parts(call, *operands) -> dict:
+    "The weight among the operands of a product, and its other factors; a constant is neither."
+    weight = _variable(*operands)
+    others = [one for one in operands if one is not weight and hasattr(one, "shape")]
+    factors = [_source(call, one) for one in others]
+    return {"weight": weight, "factors": tuple(one for one in factors if one.weights or one.inputs)}
+
+
 def _products(call, length, *operands) -> Work:
     "Results, each a sum of so many products; a single product is a multiplication."
-    outputs, weight = _sizes(call.outputs[0].shape), _variable(*operands)
-    return Work((Term("macs", "products", (*outputs, ("K", length)), weight=weight),))
+    outputs = _sizes(call.outputs[0].shape)
+    return Work((Term("macs", "products", (*outputs, ("K", length)), **_parts(call, *operands)),))
 
 
 @_handles(*kinds_of("matrix product", "vector product"))
@@ -220,8 +236,8 @@ def _einsum(call, training=False) -> Work | None:
     terms = _einsum_terms(
         call.layer.subscripts,
         [_shape_of(part) for part in operands],
-        _variable(*operands),
-        "products",
+        what="products",
+        **_parts(call, *operands),
     )
     return None if terms is None else Work(terms)
 
@@ -236,19 +252,25 @@ def _correlate(call, training=False) -> Work:
     made = call.outputs[0].shape[0]
     front = {"valid": 0, "full": short - 1}.get(call.layer.mode, (short - 1) // 2)
     return Work(
-        (Term("macs", "products", ((r"\text{products}", _hits(long, made, short, 1, 1, front)),)),)
+        (
+            Term(
+                "macs",
+                "products",
+                ((r"\text{products}", _hits(long, made, short, 1, 1, front)),),
+                **_parts(call, _argument(call, 0, "x1"), _argument(call, 1, "x2")),
+            ),
+        )
     )
 
 
 @_handles("ops.DotProductAttention")
 def _dot_product_attention(call, training=False) -> Work:
     "Scores, scaling, softmax, mixtures; an additive bias is one more a score."
-    query, key, value = (
-        _shape_of(_argument(call, place, name))
-        for place, name in enumerate(("query", "key", "value"))
-    )
+    given = [_argument(call, k, name) for k, name in enumerate(("query", "key", "value"))]
+    query, key, value = map(_shape_of, given)
+    sources = tuple(_source(call, one) for one in given)
     batch, queries, keys, heads = (("N", query[0]),), query[1], key[1], (("h", query[2]),)
-    terms = _scores_terms(batch, heads, queries, keys, query[3], value[3])
+    terms = _scores_terms(batch, heads, queries, keys, query[3], value[3], sources)
     biased = _argument(call, 3, "bias") is not None
     return Work(
         terms
@@ -304,7 +326,8 @@ def _convolution_operation(call, training=False) -> Work:
     transposed = call.kind == "ops.ConvTranspose"
     groups = 1 if transposed else channels // _shape_of(kernel)[-2]
     around = (("C_{out}", filters), ("C_{in}", channels))
-    return Work((_window_term(batch, window, around, groups, _variable(kernel), transposed),))
+    term = _window_term(batch, window, around, groups, transposed=transposed)
+    return Work((replace(term, **_parts(call, call.args[0], kernel)),))
 
 # %% ../../nbs/api/analysis/12_functions.ipynb #71b537b9
 @_handles("ops.DepthwiseConv", "ops.SeparableConv")
@@ -315,13 +338,17 @@ def _depthwise_operation(call, training=False) -> Work:
     )
     batch, channels, filters, window = _window_of(call, _shape_of(kernel))
     around = (("C_{in}", channels), ("m", _shape_of(kernel)[-1]))
-    depthwise = _depthwise_term(batch, window, around, _variable(kernel), "depthwise kernel")
+    depthwise = _depthwise_term(batch, window, around, None, "depthwise kernel")
+    depthwise = replace(depthwise, **_parts(call, call.args[0], kernel))
     if call.kind == "ops.DepthwiseConv":
         return Work((depthwise,))
     pointwise = _argument(call, 2, "pointwise_kernel")
     positions = zip(_POSITIONS[len(window.size)], window.output_size)
     symbols = (("N", batch), *positions, ("C_{out}", filters), *around)
-    return Work((depthwise, Term("macs", "pointwise kernel", symbols, weight=_variable(pointwise))))
+    before = [_source(call, one) for one in (call.args[0], kernel)]
+    parts = _parts(call, pointwise)
+    parts["factors"] = (_joined(before), *parts["factors"])
+    return Work((depthwise, Term("macs", "pointwise kernel", symbols, **parts)))
 
 # %% ../../nbs/api/analysis/12_functions.ipynb #d31aa8ea
 @_handles("ops.GaussianBlur", "ops.SobelEdges")
@@ -332,9 +359,9 @@ def _fixed_filters(call, training=False) -> Work:
     taps = _each_axis(getattr(call.layer, "kernel_size", 3), 2)
     window = _Window(size, size, taps, (1, 1), (1, 1), "same")
     copies = (("m", 2 if call.kind == "ops.SobelEdges" else 1),)
-    return Work(
-        (_depthwise_term(shape[0], window, (("C_{in}", channels), *copies), None, "fixed kernel"),)
-    )
+    around = (("C_{in}", channels), *copies)
+    term = _depthwise_term(shape[0], window, around, None, "fixed kernel")
+    return Work((replace(term, factors=(Factor(),)),))
 
 
 @_handles("ops.BatchNorm")

@@ -13,7 +13,15 @@ from .activations import _each_number
 from .convolutions import _depthwise_term, _Window
 from .handlers import _handles, is_known, layer_work
 from .normalizations import _rows
-from .terms import Term, Work, _other, _sizes, _transcendental
+from fashion_nb.analysis.terms import (
+    Factor,
+    Term,
+    Work,
+    _joined,
+    _other,
+    _sizes,
+    _transcendental,
+)
 from .traits import kinds_of, positions_and_channels
 
 # %% ../../nbs/api/analysis/11_other_layers.ipynb #5841ffee
@@ -30,7 +38,9 @@ def _dot_layer(call, training=False) -> Work:
     "A product of two tensors over one axis of each, example by example."
     layer, (first, second) = call.layer, (tensor.shape for tensor in call.inputs)
     axes = [layer.axes, layer.axes] if isinstance(layer.axes, int) else layer.axes
-    terms = (Term("macs", "products", (*_sizes(call.outputs[0].shape), ("K", first[axes[0]]))),)
+    symbols = (*_sizes(call.outputs[0].shape), ("K", first[axes[0]]))
+    both = (Factor(inputs=(0,)), Factor(inputs=(1,)))
+    terms = (Term("macs", "products", symbols, factors=both),)
     if layer.normalize:
         for shape, axis in ((first, axes[0]), (second, axes[1])):
             rows = _rows(shape, axis)
@@ -81,13 +91,15 @@ def _inside(call, layer, shape, output_shape, training) -> Work | None:
     if hasattr(layer, "layers") and not is_known(layer):
         from fashion_nb.analysis.graph import model_graph
 
-        every = Work()
+        every, made_of = Work(), {-1: Factor()}
         for inner in model_graph(layer, shape[1:], shape[0], opaque=is_known).calls:
+            reads = tuple(made_of.get(tensor.producer, Factor()) for tensor in inner.inputs)
+            made_of[inner.index] = _joined([Factor(tuple(inner.weights), ()), *reads])
             work = layer_work(inner, training)
             every += (
                 Work(unknown=(f"{inner.name}, a {inner.kind}",))
                 if work is None
-                else work.within(inner.name)
+                else work.behind(reads).within(inner.name)
             )
         return every
     given, made = replace(call.inputs[0], shape=tuple(shape)), replace(
@@ -331,7 +343,7 @@ def _mel_spectrogram(call, training=False) -> Work | None:
         *_each_number("magnitudes", (*windows, bins), 3, 2),
     )
     made = (*windows, ("M", mels))
-    terms += (Term("macs", "mel scale", (*made, bins)),)
+    terms += (Term("macs", "mel scale", (*made, bins), factors=(Factor(),)),)
     if layer.power_to_db:
         terms += (
             *_each_number("decibels", made, 5, 1),

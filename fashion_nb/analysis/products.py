@@ -16,7 +16,16 @@ from fashion_nb.analysis.activations import (
 )
 from .convolutions import _after_kernel, _low_rank, _weight
 from .handlers import _handles
-from .terms import Term, Work, _other, _sizes, _transcendental
+from .records import TensorRef
+from fashion_nb.analysis.terms import (
+    Factor,
+    Term,
+    Work,
+    _joined,
+    _other,
+    _sizes,
+    _transcendental,
+)
 from .traits import einsum_letters, kinds_of
 
 # %% ../../nbs/api/analysis/08_products.ipynb #67d8634c
@@ -30,7 +39,9 @@ def _dense(call, training=False) -> Work:
     return Work((kernel, *after.terms), after.unknown)
 
 # %% ../../nbs/api/analysis/08_products.ipynb #f069901f
-def _einsum_terms(equation, shapes, weight=None, what="kernel") -> tuple[Term, ...] | None:
+def _einsum_terms(
+    equation, shapes, weight=None, what="kernel", factors=None
+) -> tuple[Term, ...] | None:
     """A product of one or two tensors; None for more, whose cost depends on the order of the
     products."""
     operands, result = einsum_letters(equation, tuple(map(len, shapes)))
@@ -53,7 +64,8 @@ def _einsum_terms(equation, shapes, weight=None, what="kernel") -> tuple[Term, .
         summed = sorted((kept[0] & kept[1]) - set(result))
         indices = [*dict.fromkeys(result), *summed]
         symbols = tuple((index, sizes[index]) for index in indices)
-        terms.insert(0, Term("macs" if summed else "other", what, symbols, weight=weight))
+        quantity = "macs" if summed else "other"
+        terms.insert(0, Term(quantity, what, symbols, weight=weight, factors=factors))
     return tuple(terms)
 
 # %% ../../nbs/api/analysis/08_products.ipynb #c065cfe4
@@ -99,17 +111,24 @@ def _embedding(call, training=False) -> Work:
     if not getattr(layer, "lora_enabled", False):
         return Work()
     terms = (
-        Term("macs", "low-rank update", (*_sizes(made), ("r", layer.lora_embeddings_a.shape[-1]))),
+        Term(
+            "macs",
+            "low-rank update",
+            (*_sizes(made), ("r", layer.lora_embeddings_a.shape[-1])),
+            weight=layer.lora_embeddings_b,
+            factors=(Factor((layer.lora_embeddings_a,), ()),),
+        ),
     )
     return Work((*terms, _other("low-rank update", _sizes(made), 2)))
 
 # %% ../../nbs/api/analysis/08_products.ipynb #b5005db4
 def _scores_terms(
-    batch, heads, queries, keys, size, value_size, scaled="scores", axes=1
+    batch, heads, queries, keys, size, value_size, sources, scaled="scores", axes=1
 ) -> tuple[Term, ...]:
-    "Queries times keys, scaling, softmax, weights times values, for each head."
+    """Queries times keys, scaling, softmax, weights times values, for each head; `sources` are the
+    factors query, key and value."""
     scores = (*batch, *heads, ("T_q", queries), ("T_k", keys))
-    terms = (Term("macs", "queries times keys", (*scores, ("d_k", size))),)
+    terms = (Term("macs", "queries times keys", (*scores, ("d_k", size)), factors=sources[:2]),)
     if scaled:
         terms += (
             _other(
@@ -120,7 +139,18 @@ def _scores_terms(
     softmax = (
         _softmax_terms(scores[:-1], keys) if axes == 1 else _softmax_of_several(scores[:-1], keys)
     )
-    return (*terms, *softmax, Term("macs", "weights times values", (*scores, ("d_v", value_size))))
+    mixing = (_joined(sources[:2]), sources[2])
+    values = Term("macs", "weights times values", (*scores, ("d_v", value_size)), factors=mixing)
+    return (*terms, *softmax, values)
+
+
+def _source(call, value, weights=()) -> Factor:
+    "A factor computed from one argument of a call, and from weights of its own."
+    own = (value,) if hasattr(value, "trainable") else ()
+    places = ()
+    if isinstance(value, TensorRef):
+        places = tuple(k for k, tensor in enumerate(call.inputs) if tensor.key == value.key)
+    return Factor((*own, *weights), places)
 
 
 def _argument(call, position, name, default=None):
@@ -140,6 +170,10 @@ def _attention(call, training=False) -> Work:
     query, value, key = shapes[0], shapes[1], (shapes[2] if len(shapes) > 2 else shapes[1])
     batch, (queries, size), keys, value_size = _sizes(query[:-2]), query[-2:], key[-2], value[-1]
     scores = (*batch, ("T_q", queries), ("T_k", keys))
+    given = _argument(call, 0, "inputs")
+    keys_from = given[2 if len(given) > 2 else 1]
+    sources = [_source(call, one) for one in (given[0], keys_from, given[1])]
+    sources[0] = _joined([sources[0], Factor(tuple(layer.weights), ())])
     masked = _argument(call, 4, "use_causal_mask") or _argument(call, 1, "mask")
     terms = _dropped("weights", scores, layer.dropout, training) + (
         (_other("mask", scores, 2),) if masked else ()
@@ -147,7 +181,14 @@ def _attention(call, training=False) -> Work:
     if call.kind == "Attention" and layer.score_mode == "dot":
         return Work(
             _scores_terms(
-                batch, (), queries, keys, size, value_size, "scores" if layer.use_scale else ""
+                batch,
+                (),
+                queries,
+                keys,
+                size,
+                value_size,
+                tuple(sources),
+                "scores" if layer.use_scale else "",
             )
             + terms
         )
@@ -159,13 +200,16 @@ def _attention(call, training=False) -> Work:
     terms += (_transcendental("scores: tanh", (*scores, ("d_k", size))),) + (
         () if call.kind == "AdditiveAttention" else (_other("scores: weight", scores),)
     )
-    return Work(_scores_terms(batch, (), queries, keys, size, value_size, "")[1:] + terms)
+    mixed = _scores_terms(batch, (), queries, keys, size, value_size, tuple(sources), "")
+    return Work(mixed[1:] + terms)
 
 # %% ../../nbs/api/analysis/08_products.ipynb #b65612fb
-def _projection(what, batch, steps, inputs, heads, size, layer) -> tuple[Term, ...]:
+def _projection(what, batch, steps, inputs, heads, size, layer, source) -> tuple[Term, ...]:
     "One of the dense layers around the heads."
     outputs = (*batch, steps, heads, size)
-    kernel = Term("macs", f"{what} kernel", (*outputs, inputs), weight=_weight(layer))
+    kernel = Term(
+        "macs", f"{what} kernel", (*outputs, inputs), weight=_weight(layer), factors=(source,)
+    )
     return (
         (kernel,)
         if layer.bias is None
@@ -177,8 +221,12 @@ def _heads(call, training, sizes, axes, dropout, gated) -> Work:
     """Attention with several heads; `sizes`: heads of the queries, heads of keys and values, size
     of keys, size of values."""
     layer, (heads, value_heads, size, value_size) = call.layer, sizes
-    query, value = _argument(call, 0, "query").shape, _argument(call, 1, "value").shape
-    key = (_argument(call, 2, "key") or _argument(call, 1, "value")).shape
+    given = [_argument(call, 0, "query"), _argument(call, 1, "value"), _argument(call, 2, "key")]
+    given[2] = given[1] if given[2] is None else given[2]
+    query, value, key = (tuple(each.shape) for each in given)
+    dense = (layer._query_dense, layer._value_dense, layer._key_dense)
+    sources = [_source(call, each) for each in given]
+    made = [_source(call, each, part.weights) for each, part in zip(given, dense)]
     queries, keys = (prod(shape[axis] for axis in axes) for shape in (query, key))
     batch = (("N", query[0]),) + tuple(
         (f"d_{{{axis}}}", query[axis]) for axis in range(1, len(query) - 1) if axis not in axes
@@ -192,9 +240,17 @@ def _heads(call, training, sizes, axes, dropout, gated) -> Work:
         many,
         ("d_k", size),
         layer._query_dense,
+        sources[0],
     )
     terms += _projection(
-        "key", batch, ("T_k", keys), ("D_k", key[-1]), fewer, ("d_k", size), layer._key_dense
+        "key",
+        batch,
+        ("T_k", keys),
+        ("D_k", key[-1]),
+        fewer,
+        ("d_k", size),
+        layer._key_dense,
+        sources[2],
     )
     terms += _projection(
         "value",
@@ -204,6 +260,7 @@ def _heads(call, training, sizes, axes, dropout, gated) -> Work:
         fewer,
         ("d_v", value_size),
         layer._value_dense,
+        sources[1],
     )
     mixed = (*batch, many, ("T_q", queries), ("d_v", value_size))
     if gated:
@@ -215,13 +272,22 @@ def _heads(call, training, sizes, axes, dropout, gated) -> Work:
             many,
             ("d_v", value_size),
             layer._gate_dense,
+            sources[0],
         )
         terms += _each_number(
             "gate: sigmoids and multiplications", mixed, *_ACTIVATIONS["silu"][:2]
         )
     fused = not (dropout or _argument(call, 7, "return_attention_scores") or len(query) != 3)
     terms += _scores_terms(
-        batch, (many,), queries, keys, size, value_size, "scores" if fused else "queries", len(axes)
+        batch,
+        (many,),
+        queries,
+        keys,
+        size,
+        value_size,
+        (made[0], made[2], made[1]),
+        "scores" if fused else "queries",
+        len(axes),
     )
     scores = (*batch, many, ("T_q", queries), ("T_k", keys))
     terms += (
@@ -231,19 +297,21 @@ def _heads(call, training, sizes, axes, dropout, gated) -> Work:
     )
     terms += _dropped("weights", scores, dropout, training)
     width = prod(call.outputs[0].shape) // (prod(size for _, size in batch) * queries)
-    made = (*batch, ("T_q", queries), ("D_{out}", width))
+    outputs = (*batch, ("T_q", queries), ("D_{out}", width))
+    gates = [Factor(tuple(layer._gate_dense.weights), ())] if gated else []
     terms += (
         Term(
             "macs",
             "output kernel",
-            (*made, many, ("d_v", value_size)),
+            (*outputs, many, ("d_v", value_size)),
             weight=_weight(layer._output_dense),
+            factors=(_joined([*made, *gates]),),
         ),
     )
     terms += (
         ()
         if layer._output_dense.bias is None
-        else (Term("biases", "output bias", made, weight=layer._output_dense.bias),)
+        else (Term("biases", "output bias", outputs, weight=layer._output_dense.bias),)
     )
     inside = (layer._query_dense, layer._key_dense, layer._value_dense, layer._output_dense)
     return Work(terms) + sum((_low_rank(dense) for dense in inside), Work())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from .activations import _activation
 from .convolutions import _POSITIONS, _weight, _Window, _window_term
 from .handlers import _handles, layer_work
-from .terms import Term, Work, _other, _sizes
+from .terms import Factor, Term, Work, _joined, _other, _sizes
 from .traits import kinds_of, positions_and_channels
 
 # %% ../../nbs/api/analysis/10_recurrent.ipynb #a5f93028
@@ -19,8 +19,10 @@ def _gates(call, count, training) -> tuple[Term, ...]:
     "The two kernels of a recurrent cell with so many gates, the bias, and dropout in training."
     cell, given = call.layer, call.inputs[0].shape
     batch, inputs, units = ("N", given[0]), ("n_{in}", given[-1]), ("u", cell.units)
+    state = Factor(tuple(cell.weights), state=True)
     copies = count if getattr(cell, "implementation", 2) == 1 else 1
-    terms = (Term("macs", "kernel", (batch, inputs, units), count, weight=_weight(cell)),)
+    product = Term("macs", "kernel", (batch, inputs, units), count, weight=_weight(cell))
+    terms = (replace(product, factors=(Factor(inputs=(0,)),)),)
     terms += (
         Term(
             "macs",
@@ -28,6 +30,7 @@ def _gates(call, count, training) -> tuple[Term, ...]:
             (batch, units, ("u", cell.units)),
             count,
             weight=_weight(cell, "recurrent_kernel"),
+            factors=(state,),
         ),
     )
     if cell.use_bias:
@@ -106,16 +109,17 @@ def _conv_lstm_cell(call, training=False) -> Work:
     window = _Window.of(cell, size, output_size)
     again = _Window(output_size, output_size, cell.kernel_size, ones, ones, "same")
     outputs = (("N", batch), *zip(_POSITIONS[len(size)], output_size), ("C_{out}", cell.filters))
-    terms = (_window_term(batch, window, (*four, ("C_{in}", channels)), weight=cell.kernel),)
-    terms += (
-        _window_term(
-            batch,
-            again,
-            (*four, ("C_{out}", cell.filters)),
-            weight=cell.recurrent_kernel,
-            what="recurrent kernel",
-        ),
+    product = _window_term(batch, window, (*four, ("C_{in}", channels)), weight=cell.kernel)
+    terms = (replace(product, factors=(Factor(inputs=(0,)),)),)
+    state = Factor(tuple(cell.weights), state=True)
+    product = _window_term(
+        batch,
+        again,
+        (*four, ("C_{out}", cell.filters)),
+        weight=cell.recurrent_kernel,
+        what="recurrent kernel",
     )
+    terms += (replace(product, factors=(state,)),)
     terms += (Term("biases", "bias", outputs, 4, weight=cell.bias),) if cell.use_bias else ()
     terms += (_other("sum of the products", outputs, 4), _other("new state and output", outputs, 4))
     if training:
@@ -128,6 +132,22 @@ def _conv_lstm_cell(call, training=False) -> Work:
     return (
         Work(terms) + gates + _activation(call, cell.activation, (("2", 2), *outputs), (2, *shape))
     )
+
+# %% ../../nbs/api/analysis/10_recurrent.ipynb #0ve77133
+def _over_time(work, steps, states) -> Work:
+    """Gradients of the states between the steps; that of the first state is needed only where it is
+    given, by one of so many inputs, and comes from something trainable."""
+
+    def parted(term):
+        if not any(factor.state for factor in term.factors or ()):
+            return term
+        one = term.value // steps
+        (state,) = term.factors
+        later = replace(state, spared=one, state=False)
+        first = Factor(inputs=tuple(range(1, 1 + states)), spared=term.value - one)
+        return replace(term, factors=(later, first))
+
+    return Work(tuple(map(parted, work.terms)), work.unknown)
 
 # %% ../../nbs/api/analysis/10_recurrent.ipynb #04d66760
 def _step(call, cell, shape) -> object:
@@ -146,12 +166,14 @@ def _step(call, cell, shape) -> object:
 @_handles("StackedRNNCells")
 def _stacked_cells(call, training=False) -> Work | None:
     "Cells on top of each other: each takes the output of the one before."
-    shape, every = call.inputs[0].shape, Work()
+    shape, every, below = call.inputs[0].shape, Work(), Factor(inputs=(0,))
+    states = tuple(Factor(inputs=(k,)) for k in range(1, len(call.inputs)))
     for number, cell in enumerate(call.layer.cells, 1):
         work = layer_work(_step(call, cell, shape), training)
         if work is None:
             return None
-        every += work.within(f"cell {number}")
+        every += work.behind((below, *states)).within(f"cell {number}")
+        below = _joined([below, Factor(tuple(cell.weights), ())])
         size = getattr(cell, "output_size", None) or cell.state_size
         shape = (shape[0], *(size[:1] if isinstance(size, (list, tuple)) else (size,)))
     return every
@@ -162,4 +184,4 @@ def _recurrent(call, training=False) -> Work | None:
     "The work of the cell at each step; None if nobody knows the cell."
     given = call.inputs[0].shape
     work = layer_work(_step(call, call.layer.cell, (given[0], *given[2:])), training)
-    return work and work.times("T", given[1])
+    return work and _over_time(work.times("T", given[1]), given[1], len(call.inputs) - 1)

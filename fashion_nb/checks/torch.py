@@ -10,6 +10,19 @@ from contextlib import contextmanager
 
 from .rebuild import _CallLog, _rebuild
 
+# %% ../../nbs/api/checks/04_torch.ipynb #3e7a11aa
+class _Meta(str):
+    """The name of the device without contents, equal to that device as well: else Keras copies each
+    weight to it, and the copy has no gradient."""
+
+    def __eq__(self, other):
+        return str(self) == str(other)
+
+    def __ne__(self, other):
+        return not self == other
+
+    __hash__ = str.__hash__
+
 # %% ../../nbs/api/checks/04_torch.ipynb #95046e0d
 class _TorchWorker:
     "The counter itself, in a process where Keras runs on PyTorch."
@@ -27,31 +40,43 @@ class _TorchWorker:
         self.own[number] = ((inside - deeper) // 2, inside - deeper, 0)
         self.covered[-1] += inside
 
-    def count(self, config, batch_size=1, input_shape=None, everything=True):
-        "The answer to one question, ready for JSON."
+    def count(
+        self, config, batch_size=1, input_shape=None, everything=True, trainable=None
+    ):
+        """The answer to one question, ready for JSON; with `trainable`, which says of each variable
+        whether it is trained, the backward pass as well."""
         import keras
         import torch
+        from keras.src.backend.common import global_state
         from torch.utils.flop_counter import FlopCounterMode
 
         keras.utils.clear_session()
-        with keras.device("meta"), torch.no_grad():
+        with keras.device("meta"), torch.set_grad_enabled(trainable is not None):
+            global_state.set_global_attribute("torch_device", _Meta("meta"))
             model, shapes, run = _rebuild(config, batch_size, input_shape)
 
-            def empty(shape, dtype):
-                return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device="meta")
+            def empty(shape, dtype, learns=False):
+                options = {"dtype": getattr(torch, dtype), "device": "meta"}
+                return torch.empty(tuple(shape), requires_grad=learns, **options)
 
             scope = keras.StatelessScope()
             scope.state_mapping = {
-                id(variable): empty(variable.shape, variable.dtype) for variable in model.variables
+                id(variable): empty(variable.shape, variable.dtype, learns)
+                for variable, learns in zip(
+                    model.variables, trainable or [False] * len(model.variables)
+                )
             }
             tensors = [empty(shape, tensor.dtype) for shape, tensor in zip(shapes, model.inputs)]
             self.own, self.covered, self.counter = {}, [0], FlopCounterMode(display=False)
             with scope, self.counter:
                 self.log.start()
                 try:
-                    run(tensors)
+                    outputs = run(tensors)
                 finally:
                     self.log.active = False
+                parts = [part for part in keras.tree.flatten(outputs) if part.requires_grad]
+                if parts:
+                    sum(part.sum() for part in parts).backward()
             flops = self.counter.get_total_flops()
         rows = {"layers": self.log.rows(self.own), "remarks": [], "model": model.name}
         return rows | {"macs": flops // 2, "flops": flops, "transcendentals": 0, "parts": flops}

@@ -22,7 +22,7 @@ from .xla import _XlaWorker
 
 # %% ../../nbs/api/checks/05_workers.ipynb #179073bf
 # counter -> Keras backend, class
-_HOUSES = {"xla": ("jax", _XlaWorker), "torch": ("torch", _TorchWorker)}
+_BACKENDS = {"xla": ("jax", _XlaWorker), "torch": ("torch", _TorchWorker)}
 
 
 def _serve(
@@ -41,7 +41,7 @@ def _serve(
         answers.flush()
 
     try:
-        worker = _HOUSES[counter][1]()
+        worker = _BACKENDS[counter][1]()
     except ImportError as error:
         return say({"missing": error.name})
     say({"ready": counter})
@@ -63,7 +63,7 @@ class _Worker:
     def start(self):
         environment = {
             **os.environ,
-            "KERAS_BACKEND": _HOUSES[self.counter][0],
+            "KERAS_BACKEND": _BACKENDS[self.counter][0],
             "JAX_PLATFORMS": "cpu",
         }
         environment |= {
@@ -137,7 +137,7 @@ class _Worker:
         process.stdin.close()
 
 # %% ../../nbs/api/checks/05_workers.ipynb #7251253d
-_workers = {counter: _Worker(counter) for counter in _HOUSES}
+_workers = {counter: _Worker(counter) for counter in _BACKENDS}
 
 # %% ../../nbs/api/checks/05_workers.ipynb #f171b6a9
 def _question(
@@ -198,9 +198,15 @@ def _shapes(input_shape):
     )
 
 # %% ../../nbs/api/checks/05_workers.ipynb #d3aff155
-def _count(counter, model, batch_size, input_shape, timeout) -> CounterResult:
+def _trainable(model) -> list[bool]:
+    "For each variable: is it trained? A configuration does not say it of parts of layers."
+    return [bool(variable.trainable) for variable in model.variables]
+
+
+def _count(counter, model, batch_size, input_shape, timeout, **options) -> CounterResult:
     "Ask one counter about one model."
-    question = _question(model, batch_size=batch_size, input_shape=_shapes(input_shape))
+    options |= {"batch_size": batch_size, "input_shape": _shapes(input_shape)}
+    question = _question(model, **options)
     reply = _workers[counter].ask(timeout, [question])[0]
     return _counted(counter, _answered(counter, reply, model))
 
@@ -228,10 +234,12 @@ def torch_count(
     batch_size: int = 1,  # examples
     input_shape=None,  # as for `xla_count`
     timeout: float = 120,  # seconds
+    training: bool = False,  # the backward pass as well: it is in the total, not in the layers
 ) -> CounterResult:  # `flops` is two for each of its MACs
     """What PyTorch's FlopCounterMode counts on tensors without numbers; `CheckError` where it
     cannot."""
-    return _count("torch", model, batch_size, input_shape, timeout)
+    options = {"trainable": _trainable(model)} if training else {}
+    return _count("torch", model, batch_size, input_shape, timeout, **options)
 
 
 def xla_temporary_bytes(
@@ -251,10 +259,16 @@ def counter_macs(
     models: list,  # built Keras models
     counters: tuple[str, ...] = ("xla", "torch"),  # who is asked
     timeout: float = 120,  # seconds for each model
+    training: bool = False,  # the backward pass as well: "torch" alone counts it
 ) -> list[dict]:  # for each model: counter -> a `CounterResult`, or the `CheckError` met
     """MACs of many models by both workers at the same time; a counter that is not installed raises
     `CheckError`."""
-    questions = [_question(model, everything=False) for model in models]
+    questions = [
+        _question(
+            model, everything=False, **({"trainable": _trainable(model)} if training else {})
+        )
+        for model in models
+    ]
     answers = {}
 
     def ask(counter):
