@@ -28,7 +28,7 @@ from nbdev.config import get_config
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 3600  # seconds a cell
 DIRECTIVE = re.compile(r"^#\s*\|\s*(.+?)\s*$", re.MULTILINE)
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def is_skipped(
@@ -127,7 +127,7 @@ def main() -> int:  # exit status: 0, or 1 when a notebook did not run to its en
             print(f"{named(path)}: ran in {execute(path, flags):.0f} s", flush=True)
         except (CellExecutionError, CellTimeoutError, DeadKernelError, FileNotFoundError) as error:
             failed.append(named(path))
-            text = str(error) if sys.stderr.isatty() else COLOUR.sub("", str(error))
+            text = str(error) if sys.stderr.isatty() else COLOR.sub("", str(error))
             print(
                 f"{failed[-1]}: stopped and was left as it was:\n{text}",
                 file=sys.stderr,

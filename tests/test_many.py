@@ -153,7 +153,8 @@ def orders(folder, names):
 
 def each_backend():
     """A process each that trains on one of its two devices, and on both; and all cases, on one
-    device in a process that has no other. All slow: room 13 of training does it in small."""
+    device in a process that has no other. All slow, as are the cells of room
+    13 of training that do it in small."""
     # each case is compiled for one device and for two, which takes half a minute
     for backend in ("tensorflow", "jax"):
         yield pytest.param((backend, ["full"], False), id=backend, marks=pytest.mark.slow)

@@ -22,16 +22,33 @@ from .field_handlers import _rule
 from .field_rules import _each
 from .traits import einsum_letters, kinds_of
 
+# %% ../../nbs/api/analysis/29_field_mixing.ipynb #a77e4ded
+def _attended(call, fields) -> list:  # None for what is a weight or does not see the input
+    "The fields of the query, of the values and of the keys, if these are given."
+    if call.kind in kinds_of("attention"):
+        given = call.args[0] if call.args else call.kwargs["inputs"]
+    else:
+        names = ("query", "value", "key")
+        if call.kind == "ops.DotProductAttention":
+            names = ("query", "key", "value")
+        given = [
+            call.args[k] if k < len(call.args) else call.kwargs.get(name)
+            for k, name in enumerate(names)
+        ]
+    known = {tensor.key: field for tensor, field in zip(call.inputs, fields)}
+    return [known.get(getattr(part, "key", None)) for part in given]
+
 # %% ../../nbs/api/analysis/29_field_mixing.ipynb #ecba6803
 @_rule("attention", *kinds_of("attention", "multi-head attention"), "ops.DotProductAttention")
 def _attention(call, fields):
-    "Each query sees itself and, along the attended dimensions, all keys and values."
-    query, *others = fields
+    """Each query sees itself and, along the attended dimensions, all keys and values; a weight in
+    the place of one of them sees nothing."""
+    query, *others = _attended(call, fields)
     rank = len(call.inputs[0].shape)
     attended = getattr(call.layer, "_attention_axes", None) or [1]
     causal = call.kwargs.get("use_causal_mask") or getattr(call.layer, "is_causal", False)
     seen = [query]
-    for field in others or [query]:
+    for field in others:
         if field is not None and len(field.dims) == rank and causal:
             seen.append(field.changed({dim: (_so_far,) for dim in attended}))
         elif field is not None:

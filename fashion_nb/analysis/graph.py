@@ -96,6 +96,29 @@ def _leaving_no_nodes(
         for part, inbound, outbound in before:
             del part._inbound_nodes[inbound:], part._outbound_nodes[outbound:]
 
+# %% ../../nbs/api/analysis/02_graph.ipynb #51deeff0
+_ASSIGNMENTS = ("assign", "assign_add", "assign_sub")
+
+
+@contextmanager
+def _without_side_effects():
+    """Let losses and assignments pass while a `call` is traced: they are no part of what it
+    returns, a symbolic tensor has no value for them, and the model's own must stay as they are."""
+    import keras
+
+    kept = [(keras.Layer, "add_loss"), *((keras.Variable, name) for name in _ASSIGNMENTS)]
+    before = [(owner, name, vars(owner).get(name)) for owner, name in kept]
+    try:
+        for owner, name in kept:
+            setattr(owner, name, lambda self, value, *args, **kwargs: value)
+        yield
+    finally:
+        for owner, name, method in before:
+            if method is None:
+                delattr(owner, name)  # it was inherited
+            else:
+                setattr(owner, name, method)
+
 # %% ../../nbs/api/analysis/02_graph.ipynb #ee3a3966
 def _traced(
     layer,  # a user's layer or subclassed model, built
@@ -116,7 +139,8 @@ def _traced(
         return fresh[-1]
 
     args, kwargs = keras.tree.map_structure(stand_in, (args, kwargs))
-    outputs = layer.call(*args, **kwargs)
+    with _without_side_effects():
+        outputs = layer.call(*args, **kwargs)
     return Function(fresh, outputs), fresh
 
 # %% ../../nbs/api/analysis/02_graph.ipynb #38022089

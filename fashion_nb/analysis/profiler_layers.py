@@ -260,14 +260,12 @@ def _attention_inputs(
 ) -> list[tuple[int, ...]] | None:  # shapes of query, key and value; None if there is anything else
     "Who is who among the arguments."
     given = dict(zip(("query", "value", "key"), call.args)) | call.kwargs
-    tensors = {name: part for name, part in given.items() if isinstance(part, TensorRef)}
-    if set(tensors) - {"query", "value", "key"} or given.get("training"):
+    tensors = {name for name, part in given.items() if isinstance(part, TensorRef)}
+    if tensors - {"query", "value", "key"} or given.get("training"):
         return None
-    return [
-        tensors["query"].shape,
-        tensors.get("key", tensors["value"]).shape,
-        tensors["value"].shape,
-    ]
+    key = given["value"] if given.get("key") is None else given["key"]
+    # each may be a weight in place of a tensor
+    return [tuple(part.shape) for part in (given["query"], key, given["value"])]
 
 # %% ../../nbs/api/analysis/17_profiler_layers.ipynb #a573f51a
 @rule("MultiHeadAttention")

@@ -34,8 +34,8 @@ def _interruption(
     error: BaseException,  # `KeyboardInterrupt`, or what click makes of it
     arguments: list[str],  # as typed behind the command's name
 ) -> str:  # one sentence
-    """What was interrupted, and how it resumes: the same command does, since settings name their
-    run."""
+    """What was interrupted, and how to resume it: with the same command, since the settings name
+    the run."""
     cause = error.__cause__ if isinstance(error, click.Abort) else error
     if not isinstance(cause, Interrupted):
         return "interrupted"

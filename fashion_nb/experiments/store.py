@@ -311,9 +311,9 @@ def _hashes(data: FashionMNIST) -> dict[str, dict]:
 def find_records_of(
     configs,  # `TrainConfig`s
     folder: Path | str | None = None,  # of the store
-    data: FashionMNIST | None = None,  # None: whatever they learnt from
+    data: FashionMNIST | None = None,  # None: whatever they learned from
 ) -> dict[str, Record]:  # by the identity of the settings; those that are not stored are missing
-    "Look up stored runs by their settings, and the images they learnt from and were evaluated on."
+    "Look up stored runs by their settings, and the images they learned from and were evaluated on."
     asked, hashes = {config.identity for config in configs}, None if data is None else _hashes(data)
     found = [record for record in load_records(folder=folder) if record.config.identity in asked]
     return {

@@ -274,7 +274,7 @@ def _workers(
     "Who trains."
     if dask is not None:
         with _client(dask) as client:
-            # beyond that joblib would wait for ever
+            # beyond that joblib would wait forever
             allowed = client.run_on_scheduler(
                 lambda dask_scheduler: dask_scheduler.allowed_failures
             )
@@ -314,7 +314,7 @@ def _check_many(configs: list, jobs: int, tries: int) -> None:
 def outcomes_table(
     outcomes: list[Run | FashionNbError],  # what `train_many` gave
 ):  # a data frame, a row for each
-    "How many runs went."
+    "A table of how each run went."
     import pandas as pd
 
     rows = []
