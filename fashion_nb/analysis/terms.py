@@ -88,16 +88,20 @@ class Term:
             )
         return value
 
+    @property
+    def besides(self) -> tuple[Factor, ...]:
+        "The factors besides `weight`."
+        if self.factors is not None:
+            return self.factors
+        return (Factor(),) * (1 if self.weight is not None else 2)
+
     def gradients(
         self,
         needed: tuple[bool, ...],  # for each input of the call: is its gradient needed?
     ) -> int:  # MACs
         "What the gradients of all factors of a product take that need one."
-        factors = self.factors
-        if factors is None:
-            factors = (Factor(),) * (1 if self.weight is not None else 2)
         count = self.value * (self.weight is not None and self.weight.trainable)
-        for factor in factors:
+        for factor in self.besides:
             places = range(len(needed)) if factor.inputs is None else factor.inputs
             if any(one.trainable for one in factor.weights) or any(needed[k] for k in places):
                 count += self.value - factor.spared
@@ -215,10 +219,7 @@ class Work:
         def moved(term):
             if term.quantity != "macs":
                 return term
-            factors = term.factors
-            if factors is None:
-                factors = (Factor(),) * (1 if term.weight is not None else 2)
-            return replace(term, factors=tuple(_behind(factor, reads) for factor in factors))
+            return replace(term, factors=tuple(_behind(factor, reads) for factor in term.besides))
 
         return Work(tuple(map(moved, self.terms)), self.unknown)
 
