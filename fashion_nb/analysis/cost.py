@@ -110,18 +110,18 @@ class _Counting:
     training: bool
     padding_taps: str
     zero_weights: str
+    constant_work: str
     fold_batch_norm: bool
 
     def __post_init__(self):
         _check_convention(self.convention)
-        for name in ("padding_taps", "zero_weights"):
+        for name in ("padding_taps", "zero_weights", "constant_work"):
             if getattr(self, name) not in ("counted", "skipped"):
                 raise CostError(
                     f"found {name}={getattr(self, name)!r}: expected 'counted' or 'skipped'"
                 )
-        departs = [
-            name for name in ("padding_taps", "zero_weights") if getattr(self, name) == "skipped"
-        ]
+        parts = ("padding_taps", "zero_weights", "constant_work")
+        departs = [name for name in parts if getattr(self, name) == "skipped"]
         departs += [name for name in ("training", "fold_batch_norm") if getattr(self, name)]
         if self.convention == "profiler" and departs:
             raise CostError(
@@ -154,11 +154,15 @@ class _Counting:
             ),
             (self.padding_taps == "skipped", "taps on padding skipped"),
             (self.zero_weights == "skipped", "zero weights skipped"),
+            (self.constant_work == "skipped", "work that does not depend on the input skipped"),
             (self.fold_batch_norm, "batch normalization folded where it can be"),
         )
         return tuple(words for true, words in said if true)
 
 # %% ../../nbs/api/analysis/24_cost.ipynb #c81c6431
+_CONSTANT = "does not depend on the input"
+
+
 def _counts(
     call: LayerCall,  # one call
     how: _Counting,  # how to count
@@ -168,6 +172,8 @@ def _counts(
     profiled: int | None,  # what the profiler counts, if asked for; None if there is no rule
 ) -> tuple[dict, Work | None]:  # its row's fields about work, and where they come from
     "Operations of one call; what has no handler is marked as not known."
+    if call.constant and how.constant_work == "skipped":
+        return {"note": f"{_CONSTANT}: skipped"}, Work()
     work = layer_work(call, how.training)
     if work is None or (how.convention == "profiler" and profiled is None):
         why = (
@@ -187,8 +193,11 @@ def _counts(
         else _in_convention(how.convention, macs, biases, elementwise)
     )
     counts = {"macs": macs, "biases": biases, "elementwise": elementwise, "flops": flops}
-    if work.unknown and how.convention != "profiler":
-        counts |= {"known": False, "note": f"without {', '.join(work.unknown)}"}
+    without = [*work.unknown, *filter(None, [call.missing])]
+    if without and (call.missing or how.convention != "profiler"):
+        counts |= {"known": False, "note": f"without {', '.join(without)}"}
+    elif call.constant:
+        counts["note"] = _CONSTANT
     return counts, work
 
 # %% ../../nbs/api/analysis/24_cost.ipynb #3997d0e9
@@ -208,6 +217,12 @@ def _weights(
     return found
 
 # %% ../../nbs/api/analysis/24_cost.ipynb #6d81e858
+def _bytes_read(call: LayerCall, weights: list) -> int:
+    "Tensors and weights, each weight once."
+    weights_read = sum([weight[3] for weight in weights])
+    return weights_read + _bytes([t for t in call.inputs if not hasattr(t.source, "trainable")])
+
+
 def _row(
     call: LayerCall,  # one call
     weights: list,  # from `_weights`
@@ -227,7 +242,7 @@ def _row(
         params=params,
         trainable=trainable,
         activations=sum([tensor.elements for tensor in call.outputs]),
-        bytes_read=_bytes(call.inputs) + sum([weight[3] for weight in weights]) if moves else 0,
+        bytes_read=_bytes_read(call, weights) if moves else 0,
         bytes_written=_bytes(call.outputs) if moves else 0,
         **fields,
     )  # fmt: skip
@@ -267,7 +282,10 @@ def _cost_rows(
     )
     rows, works, seen, carries, asked = [], {}, set(), {}, _asked_back(graph)
     for call in graph.calls:
-        needed = tuple(carries.get(tensor.producer, False) for tensor in call.inputs)
+        needed = tuple(
+            carries.get(tensor.producer, getattr(tensor.source, "trainable", False))
+            for tensor in call.inputs
+        )
         weights = _weights(call, call.index in gets_bias)
         carries[call.index] = not _stops_gradients(call) and (
             any(needed) or any(trainable for _, _, trainable, _ in weights)
@@ -354,12 +372,15 @@ def model_cost(
     input_shape=None,  # where the model leaves sizes open, as in `model_graph`
     padding_taps: str = "counted",  # or 'skipped': MACs on the zeros around an image
     zero_weights: str = "counted",  # or 'skipped': MACs with weights that are zero
+    constant_work: str = "counted",  # or 'skipped': what is computed of weights and arrays alone
     fold_batch_norm: bool = False,  # fold normalizations into the layer before where possible
     strict: bool = False,  # raise `CostError` for a layer without handler, instead of marking it
 ) -> CostReport:  # one record for each call, and the total
     """Parameters, operations, memory and bytes of any Keras model; what cannot be counted is
     marked, never zero in silence."""
-    how = _Counting(convention, batch_size, training, padding_taps, zero_weights, fold_batch_norm)
+    how = _Counting(
+        convention, batch_size, training, padding_taps, zero_weights, constant_work, fold_batch_norm
+    )
     try:
         graph = model_graph(model, input_shape, batch_size, opaque=is_known)
     except GraphError as error:

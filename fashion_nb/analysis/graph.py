@@ -8,9 +8,10 @@ __all__ = ['model_graph']
 # %% ../../nbs/api/analysis/02_graph.ipynb #b09b1020
 import inspect
 from collections.abc import Callable
-from contextlib import contextmanager
+from dataclasses import replace
 
 from .records import GraphError, LayerCall, ModelGraph, TensorRef
+from .tracing import _leaf, _leaving_no_nodes, _traced
 
 # %% ../../nbs/api/analysis/02_graph.ipynb #4c4675ec
 def _filled(
@@ -82,67 +83,6 @@ def _kind(
     name = type(operation).__name__
     return name if hasattr(type(operation), "weights") else f"ops.{name}"
 
-# %% ../../nbs/api/analysis/02_graph.ipynb #b6cbc025
-@contextmanager
-def _leaving_no_nodes(
-    layer,  # whose nodes, and whose sublayers' nodes, are to stay as they are
-):
-    "Take back the nodes that symbolic calls inside the block add."
-    inside = list(layer._flatten_layers())
-    before = [(part, len(part._inbound_nodes), len(part._outbound_nodes)) for part in inside]
-    try:
-        yield
-    finally:
-        for part, inbound, outbound in before:
-            del part._inbound_nodes[inbound:], part._outbound_nodes[outbound:]
-
-# %% ../../nbs/api/analysis/02_graph.ipynb #51deeff0
-_ASSIGNMENTS = ("assign", "assign_add", "assign_sub")
-
-
-@contextmanager
-def _without_side_effects():
-    """Let losses and assignments pass while a `call` is traced: they are no part of what it
-    returns, a symbolic tensor has no value for them, and the model's own must stay as they are."""
-    import keras
-
-    kept = [(keras.Layer, "add_loss"), *((keras.Variable, name) for name in _ASSIGNMENTS)]
-    before = [(owner, name, vars(owner).get(name)) for owner, name in kept]
-    try:
-        for owner, name in kept:
-            setattr(owner, name, lambda self, value, *args, **kwargs: value)
-        yield
-    finally:
-        for owner, name, method in before:
-            if method is None:
-                delattr(owner, name)  # it was inherited
-            else:
-                setattr(owner, name, method)
-
-# %% ../../nbs/api/analysis/02_graph.ipynb #ee3a3966
-def _traced(
-    layer,  # a user's layer or subclassed model, built
-    args: tuple,  # with symbolic tensors
-    kwargs: dict,  # with symbolic tensors
-) -> tuple:  # the graph of `layer.call` on fresh inputs (a `Function`), and these inputs
-    """Call `layer` symbolically and read what was recorded; whatever goes wrong is the caller's to
-    say."""
-    import keras
-    from keras.src.ops.function import Function
-
-    fresh = []
-
-    def stand_in(part):
-        if not isinstance(part, keras.KerasTensor):
-            return part
-        fresh.append(keras.Input(batch_shape=part.shape, dtype=part.dtype))
-        return fresh[-1]
-
-    args, kwargs = keras.tree.map_structure(stand_in, (args, kwargs))
-    with _without_side_effects():
-        outputs = layer.call(*args, **kwargs)
-    return Function(fresh, outputs), fresh
-
 # %% ../../nbs/api/analysis/02_graph.ipynb #38022089
 def _plain_name(
     operation,  # a layer or an operation, met while tracing
@@ -154,13 +94,31 @@ def _plain_name(
     return head if head and number.isdigit() else operation.name
 
 # %% ../../nbs/api/analysis/02_graph.ipynb #c873a6a0
+_MISSING = "what is computed of weights and arrays alone"
+
+
 class _Walker:
     """Collects the calls of one model; `run` goes through one Keras graph, and through those inside
     it."""
 
-    def __init__(self, model_name, opaque):
+    def __init__(self, model_name, opaque, inputs):
         self.model_name, self.opaque = model_name, opaque or (lambda layer: False)
         self.calls, self.names, self.counts = [], set(), {}
+        self.inputs, self.leaves = inputs, {}  # tensors of the model; by id of weight or array
+
+    def leaf(self, source):
+        "The tensor that stands for a weight or an array."
+        if id(source) not in self.leaves:
+            producer = -1 - self.inputs - len(self.leaves)
+            shape, dtype = tuple(source.shape), _leaf(source).dtype
+            self.leaves[id(source)] = TensorRef(shape, dtype, producer, source=source)
+        return self.leaves[id(source)]
+
+    def is_constant(self, tensor):
+        "Is a tensor the same whatever the model is given?"
+        return tensor.source is not None or (
+            tensor.producer >= 0 and self.calls[tensor.producer].constant
+        )
 
     def unique(self, path):
         "The path itself, or with '#2', '#3' when it was there before."
@@ -174,6 +132,9 @@ class _Walker:
     def run(self, graph, tensors, prefix="", traced=False):
         "Walk a Keras functional graph whose inputs are `tensors`; returns its outputs."
         known = {id(symbol): tensor for symbol, tensor in zip(graph.inputs, tensors)}
+        known |= {
+            id(symbol): self.leaf(symbol.source) for symbol in graph.inputs[len(tensors) :]
+        }
         for depth in sorted(graph._nodes_by_depth, reverse=True):
             for node in graph._nodes_by_depth[depth]:
                 if (
@@ -186,6 +147,13 @@ class _Walker:
                 for symbol, tensor in zip(node.outputs, self.visit(node, known, path)):
                     known[id(symbol)] = tensor
         return [known[id(symbol)] for symbol in graph.outputs]
+
+    def follow(self, function, tensors, prefix, missing):
+        "Walk what was recorded of a `call`, and mark it if something is missing; its outputs."
+        outputs = self.run(function, tensors, prefix, traced=True)
+        if missing and self.calls:
+            self.calls[-1] = replace(self.calls[-1], missing=_MISSING)
+        return outputs
 
     def visit(self, node, known, path):
         "One node: open it, or record it; returns its outputs."
@@ -207,12 +175,16 @@ class _Walker:
 def _replace(
     structure,  # arguments of a call
     known: dict,  # from the id of a symbolic tensor to what stands for it
+    sources: bool = False,  # leave weights and arrays as they are?
 ):  # the same structure with the tensors replaced
     "Put a call's real tensors in the place of the recorded ones."
     import keras
 
     def swap(part):
-        return known[id(part)] if isinstance(part, keras.KerasTensor) else part
+        if not isinstance(part, keras.KerasTensor):
+            return part
+        tensor = known[id(part)]
+        return tensor.source if sources and tensor.source is not None else tensor
 
     return keras.tree.map_structure(swap, structure)
 
@@ -229,6 +201,17 @@ def _inner_graph(
     return model if isinstance(model, functional) and type(model).call is functional.call else None
 
 # %% ../../nbs/api/analysis/02_graph.ipynb #e7c8f585
+def _symbol(part):
+    "A symbolic tensor for a `TensorRef`; anything else as it is."
+    import keras
+
+    if not isinstance(part, TensorRef):
+        return part
+    if part.source is not None:
+        return _leaf(part.source)
+    return keras.KerasTensor(part.shape, part.dtype)
+
+
 def _open(walker, operation, node, known, path):
     "Walk through a model or a user's layer; None for a layer that has to stay one call."
     import keras
@@ -240,22 +223,21 @@ def _open(walker, operation, node, known, path):
         if isinstance(given, dict) and isinstance(expected, dict):
             given = {key: given[key] for key in expected}
         return walker.run(graph, keras.tree.flatten(given), inner_path)
-    symbolic = keras.tree.map_structure(
-        lambda part: (
-            keras.KerasTensor(part.shape, part.dtype) if isinstance(part, TensorRef) else part
-        ),
-        (args, kwargs),
-    )
-    tensors = [part for part in keras.tree.flatten((args, kwargs)) if isinstance(part, TensorRef)]
+    symbolic = keras.tree.map_structure(_symbol, (args, kwargs))
+    tensors = [
+        part
+        for part in keras.tree.flatten((args, kwargs))
+        if isinstance(part, TensorRef) and part.source is None
+    ]
     with _leaving_no_nodes(operation):
         try:
-            function, _ = _traced(operation, *symbolic)
+            function, missing = _traced(operation, *symbolic)
         except Exception as error:
             if isinstance(operation, keras.Model):
                 raise GraphError(_untraceable(operation, error)) from error
             walker.names.discard(inner_path[:-1])
             return None
-        return walker.run(function, tensors, inner_path, traced=True)
+        return walker.follow(function, tensors, inner_path, missing)
 
 # %% ../../nbs/api/analysis/02_graph.ipynb #807ce9f7
 def _untraceable(model, error) -> str:
@@ -274,6 +256,9 @@ def _output_shapes(
     arguments: tuple,  # args and kwargs, with a `TensorRef` in each tensor's place
 ) -> list[tuple[tuple, str]]:  # shape and dtype of each output
     "Keras's recorded shapes where the inputs are those recorded, else the layer's own answer."
+    if [tuple(symbol.shape) for symbol in node.input_tensors] == [t.shape for t in inputs]:
+        if all(None not in out.shape for out in node.outputs):
+            return [(tuple(out.shape), out.dtype) for out in node.outputs]
     batch = inputs[0].shape[0] if inputs and inputs[0].shape else None
     as_recorded = (
         hasattr(type(operation), "weights")
@@ -294,12 +279,7 @@ def _output_shapes(
         return [((batch, *out.shape[1:]), out.dtype) for out in node.outputs]
     import keras
 
-    args, kwargs = keras.tree.map_structure(
-        lambda part: (
-            keras.KerasTensor(part.shape, part.dtype) if isinstance(part, TensorRef) else part
-        ),
-        arguments,
-    )
+    args, kwargs = keras.tree.map_structure(_symbol, arguments)
     outputs = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
     # EinsumDense, for one, may say less than what it will do
     if any(None in out.shape for out in outputs):
@@ -312,15 +292,21 @@ def _output_shapes(
 def _record(walker, operation, node, known, path):
     "Make the record of one call."
     inputs = [known[id(symbol)] for symbol in node.input_tensors]
+    constant = bool(inputs) and all(map(walker.is_constant, inputs))
+    if not constant:
+        inputs = [tensor for tensor in inputs if tensor.source is None]
     if (
         len(inputs) == 1
         and len(node.arguments.args) == 1
+        and len(node.input_tensors) == 1
         and node.arguments.args[0] is node.input_tensors[0]
     ):
         # the common case, without a walk through structures
         args, kwargs = (inputs[0],), node.arguments.kwargs
     else:
-        args, kwargs = _replace((node.arguments.args, node.arguments.kwargs), known)
+        args, kwargs = _replace(
+            (node.arguments.args, node.arguments.kwargs), known, sources=not constant
+        )
     index, name = len(walker.calls), walker.unique(path)
     try:
         found = _output_shapes(operation, node, inputs, (args, kwargs))
@@ -356,6 +342,7 @@ def _record(walker, operation, node, known, path):
             repeat,
             args,
             kwargs,
+            constant,
         )
     )
     return outputs
@@ -477,14 +464,15 @@ def model_graph(
         inputs.append(
             TensorRef(_filled(model.name, name, shape, told, batch_size), dtype, -1 - number)
         )
-    walker, graph = _Walker(model.name, opaque), _inner_graph(model)
+    walker, graph = _Walker(model.name, opaque, len(inputs)), _inner_graph(model)
     if graph is not None:
         outputs = walker.run(graph, inputs)
     else:
         with _leaving_no_nodes(model):
             try:
-                function, _ = _traced(model, *_subclassed_arguments(model, inputs, named and names))
+                arguments = _subclassed_arguments(model, inputs, named and names)
+                function, missing = _traced(model, *arguments)
             except Exception as error:
                 raise GraphError(_untraceable(model, error)) from error
-            outputs = walker.run(function, inputs, traced=True)
+            outputs = walker.follow(function, inputs, "", missing)
     return ModelGraph(model.name, tuple(walker.calls), tuple(inputs), tuple(outputs), batch_size)

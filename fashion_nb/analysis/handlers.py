@@ -80,6 +80,17 @@ def _handler(
     return HANDLERS.get(found) or (_free if found in FREE else None), found
 
 # %% ../../nbs/api/analysis/05_handlers.ipynb #2bc3e92a
+def _without_batch_symbol(work: Work) -> Work:
+    "The first axis of a weight is no batch."
+    def renamed(symbols):
+        return tuple(("n_0" if symbol == "N" else symbol, size) for symbol, size in symbols)
+
+    terms = (
+        replace(term, symbols=renamed(term.symbols), over=renamed(term.over)) for term in work.terms
+    )
+    return replace(work, terms=tuple(terms))
+
+
 def layer_work(
     call: LayerCall,  # one call, from `fashion_nb.analysis.graph`
     training: bool = False,  # as in training: with dropout, with the batch's own statistics
@@ -91,7 +102,8 @@ def layer_work(
     # a subclass that changes nothing is counted as its parent
     if kind != call.kind and isinstance(kind, str):
         call = replace(call, kind=kind)
-    return handler(call, training)
+    work = handler(call, training)
+    return _without_batch_symbol(work) if call.constant and work else work
 
 
 def is_known(

@@ -303,19 +303,24 @@ def model_tensors(
 
     return {
         "sizes": [tuple(size(tensor) for tensor in call.outputs) for call in graph.calls],
-        "uses": [[tensor.key for tensor in call.inputs] for call in graph.calls],
-        "outputs": list(dict.fromkeys(tensor.key for tensor in graph.outputs)),
+        "uses": [_keys(call.inputs) for call in graph.calls],
+        "outputs": list(dict.fromkeys(_keys(graph.outputs))),
         "inputs": [size(tensor) for tensor in graph.inputs] if inputs else [],
         "alias": [call.index for call in shared],
         "in_place": [call.index for call in graph.calls if in_place and _may_write_over(call)],
     }
 
 # %% ../../nbs/api/analysis/21_memory.ipynb #b15284d7
+def _keys(tensors) -> list[tuple[int, int]]:
+    "Keys of those that take memory: weights and arrays are there anyway."
+    return [tensor.key for tensor in tensors if tensor.source is None]
+
+
 def _relabels(call) -> bool:
     "Does the call hand on the very numbers it reads?"
     if call.kind == "Activation":
         return getattr(call.layer.activation, "__name__", "") == "linear"
-    given, made = call.inputs[:1], call.outputs[0]
+    given, made = [t for t in call.inputs[:1] if t.source is None], call.outputs[0]
     same = [(t.elements, t.dtype) for t in given] == [(made.elements, made.dtype)]
     return same and call.kind in kinds_of("re-labels")
 

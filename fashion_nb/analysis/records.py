@@ -23,8 +23,11 @@ class TensorRef:
 
     shape: tuple[int, ...]  # the full shape, the batch size in front
     dtype: str  # such as 'float32'
-    producer: int  # index of the call that makes it; -1 - k for the k-th input of the model
+    # index of the call that makes it; negative for what no call makes: -1 - k is input k of the
+    # model, and weights and arrays come after the inputs
+    producer: int
     output: int = 0  # which output of that call
+    source: object = field(default=None, compare=False, repr=False)  # that weight or array
 
     @property
     def elements(self) -> int:
@@ -51,36 +54,38 @@ class LayerCall:
     repeat: int = 0  # 0 for a layer's first call, which owns the weights, 1 for the second
     args: tuple = field(default=(), repr=False)  # as called, a `TensorRef` in each tensor's place
     kwargs: dict = field(default_factory=dict, repr=False)  # likewise
+    constant: bool = False  # does it compute the same whatever the model is given?
+    missing: str = ""  # work beside it that the graph does not show
 
     @property
     def input_shape(self) -> tuple:
         "Without the batch: one tuple for one tensor, a tuple of tuples for several."
-        return _without_batch(self.inputs)
+        return _without_batch(self.inputs, self.constant)
 
     @property
     def output_shape(self) -> tuple:
         "Without the batch: one tuple for one tensor, a tuple of tuples for several."
-        return _without_batch(self.outputs)
+        return _without_batch(self.outputs, self.constant)
 
     @property
     def weights(self) -> list:
-        "The variables that the call uses: the layer's, or those among an operation's arguments."
-        if hasattr(type(self.layer), "weights"):
-            return self.layer.weights
+        "The variables that the call uses: the layer's, or those among its arguments."
         import keras
 
-        return [
-            part
-            for part in keras.tree.flatten((self.args, self.kwargs))
-            if isinstance(part, keras.Variable)
-        ]
+        if not self.constant and hasattr(type(self.layer), "weights"):
+            return self.layer.weights
+        parts = keras.tree.flatten((self.args, self.kwargs))
+        parts = [getattr(part, "source", part) for part in parts]
+        given = [part for part in parts if isinstance(part, keras.Variable)]
+        return [*getattr(self.layer, "weights", ()), *given]
 
 # %% ../../nbs/api/analysis/01_records.ipynb #854d4b75
 def _without_batch(
     tensors: tuple[TensorRef, ...],  # of one side of a call
+    whole: bool = False,  # is there no batch?
 ) -> tuple:  # their shapes, unpacked if there is one
     "Shapes as people write them."
-    shapes = tuple(tensor.shape[1:] for tensor in tensors)
+    shapes = tuple(tensor.shape if whole else tensor.shape[1:] for tensor in tensors)
     return shapes[0] if len(shapes) == 1 else shapes
 
 # %% ../../nbs/api/analysis/01_records.ipynb #85ec6056
