@@ -163,6 +163,16 @@ class _Counting:
 _CONSTANT = "does not depend on the input"
 
 
+def _why_not_known(call: LayerCall) -> str:
+    "The note of a call without a count."
+    if hasattr(call.layer, "foreign"):
+        return (
+            "a function of TensorFlow that is not counted: expected one of keras.ops, or a handler"
+            " for the layer that calls it"
+        )
+    return call.missing or f"no handler: its work is not counted, so {_HOW}"
+
+
 def _counts(
     call: LayerCall,  # one call
     how: _Counting,  # how to count
@@ -176,11 +186,7 @@ def _counts(
         return {"note": f"{_CONSTANT}: skipped"}, Work()
     work = layer_work(call, how.training)
     if work is None or (how.convention == "profiler" and profiled is None):
-        why = (
-            f"no handler: its work is not counted, so {_HOW}"
-            if work is None
-            else "no rule for what the profiler counts"
-        )
+        why = _why_not_known(call) if work is None else "no rule for what the profiler counts"
         return {"known": False, "note": why, "macs": work.macs if work else 0}, work
     macs = _macs(work, how.padding_taps, how.zero_weights)
     if how.training and needed is not None:

@@ -10,8 +10,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
-from .records import GraphError, LayerCall, ModelGraph, TensorRef
-from .tracing import _leaf, _leaving_no_nodes, _traced
+from .foreign import _overheard, _traced
+from .records import UNSEEN, GraphError, LayerCall, ModelGraph, TensorRef
+from .tracing import _leaf, _leaving_no_nodes
 
 # %% ../../nbs/api/analysis/02_graph.ipynb #4c4675ec
 def _filled(
@@ -81,6 +82,8 @@ def _kind(
 ) -> str:  # 'Conv2D', 'ops.Add'
     "The class's name, and whether it is a function of `keras.ops`."
     name = type(operation).__name__
+    if foreign := getattr(operation, "foreign", ""):
+        return foreign
     return name if hasattr(type(operation), "weights") else f"ops.{name}"
 
 # %% ../../nbs/api/analysis/02_graph.ipynb #38022089
@@ -106,17 +109,18 @@ class _Walker:
         self.calls, self.names, self.counts = [], set(), {}
         self.inputs, self.leaves = inputs, {}  # tensors of the model; by id of weight or array
 
-    def leaf(self, source):
-        "The tensor that stands for a weight or an array."
-        if id(source) not in self.leaves:
+    def leaf(self, symbol, source):
+        "The tensor that stands for a weight or an array, or for one that is not seen."
+        key = id(symbol if source is UNSEEN else source)
+        if key not in self.leaves:
             producer = -1 - self.inputs - len(self.leaves)
-            shape, dtype = tuple(source.shape), _leaf(source).dtype
-            self.leaves[id(source)] = TensorRef(shape, dtype, producer, source=source)
-        return self.leaves[id(source)]
+            tensor = TensorRef(tuple(symbol.shape), symbol.dtype, producer, source=source)
+            self.leaves[key] = symbol, tensor
+        return self.leaves[key][1]
 
     def is_constant(self, tensor):
         "Is a tensor the same whatever the model is given?"
-        return tensor.source is not None or (
+        return tensor.is_fixed or (
             tensor.producer >= 0 and self.calls[tensor.producer].constant
         )
 
@@ -133,7 +137,8 @@ class _Walker:
         "Walk a Keras functional graph whose inputs are `tensors`; returns its outputs."
         known = {id(symbol): tensor for symbol, tensor in zip(graph.inputs, tensors)}
         known |= {
-            id(symbol): self.leaf(symbol.source) for symbol in graph.inputs[len(tensors) :]
+            id(symbol): self.leaf(symbol, symbol.source)
+            for symbol in graph.inputs[len(tensors) :]
         }
         for depth in sorted(graph._nodes_by_depth, reverse=True):
             for node in graph._nodes_by_depth[depth]:
@@ -184,7 +189,7 @@ def _replace(
         if not isinstance(part, keras.KerasTensor):
             return part
         tensor = known[id(part)]
-        return tensor.source if sources and tensor.source is not None else tensor
+        return tensor.source if sources and tensor.is_fixed else tensor
 
     return keras.tree.map_structure(swap, structure)
 
@@ -207,7 +212,7 @@ def _symbol(part):
 
     if not isinstance(part, TensorRef):
         return part
-    if part.source is not None:
+    if part.is_fixed:
         return _leaf(part.source)
     return keras.KerasTensor(part.shape, part.dtype)
 
@@ -227,24 +232,62 @@ def _open(walker, operation, node, known, path):
     tensors = [
         part
         for part in keras.tree.flatten((args, kwargs))
-        if isinstance(part, TensorRef) and part.source is None
+        if isinstance(part, TensorRef) and not part.is_fixed
     ]
     with _leaving_no_nodes(operation):
         try:
             function, missing = _traced(operation, *symbolic)
         except Exception as error:
-            if isinstance(operation, keras.Model):
-                raise GraphError(_untraceable(operation, error)) from error
             walker.names.discard(inner_path[:-1])
-            return None
+            return _partly(walker, operation, node, known, path, symbolic, error)
         return walker.follow(function, tensors, inner_path, missing)
 
+# %% ../../nbs/api/analysis/02_graph.ipynb #e7c8f586
+def _partly(walker, operation, node, known, path, symbolic, error):
+    """A call that cannot be followed: the layers that it was heard to call, and then the call
+    itself, marked; None for a layer in which none was heard."""
+    import keras
+    from keras.src.ops.function import Function
+
+    try:
+        heard = _overheard(operation, *symbolic)
+    except Exception:
+        heard = []
+    if not heard and isinstance(operation, keras.Model):
+        raise GraphError(_untraceable(operation, error)) from error
+    if not heard:
+        return None
+    prefix, first = walker.unique(path) + "/", len(walker.calls)
+    for layer, args, kwargs in heard:
+        symbols = [
+            part
+            for part in keras.tree.flatten((args, kwargs))
+            if isinstance(part, keras.KerasTensor)
+        ]
+        function = Function(symbols, layer(*args, **kwargs))
+        unseen = [walker.leaf(symbol, UNSEEN) for symbol in symbols]
+        walker.run(function, unseen, prefix, traced=True)
+    walker.names.discard(prefix[:-1])
+    outputs = _record(walker, operation, node, known, path)
+    call = walker.calls[-1]
+    walker.calls[-1] = replace(
+        call,
+        parents=(*call.parents, *range(first, call.index)),
+        missing=f"its call cannot be followed ({_reason(error)})",
+    )
+    return outputs
+
 # %% ../../nbs/api/analysis/02_graph.ipynb #807ce9f7
+def _reason(error) -> str:
+    "The first line of what went wrong."
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _untraceable(model, error) -> str:
     "Why a subclassed model has no list of calls."
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return (
-        f"the call of model {model.name!r} cannot be followed with symbolic tensors ({reason}): "
+        f"the call of model {model.name!r} cannot be followed with symbolic tensors"
+        f" ({_reason(error)}): "
         "expected one that uses layers and keras.ops only"
     )
 
@@ -294,7 +337,7 @@ def _record(walker, operation, node, known, path):
     inputs = [known[id(symbol)] for symbol in node.input_tensors]
     constant = bool(inputs) and all(map(walker.is_constant, inputs))
     if not constant:
-        inputs = [tensor for tensor in inputs if tensor.source is None]
+        inputs = [tensor for tensor in inputs if not tensor.is_fixed]
     if (
         len(inputs) == 1
         and len(node.arguments.args) == 1
@@ -446,6 +489,22 @@ def _subclassed_arguments(
     return (), {name.removesuffix("_shape"): part for name, part in symbolic.items()}
 
 # %% ../../nbs/api/analysis/02_graph.ipynb #b836551c
+def _as_one_call(model, inputs, arguments, error):
+    "The graph of a model that cannot be followed: one call of it, which the walker then opens."
+    import keras
+    from keras.src.ops.function import Function
+
+    fresh = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in inputs]
+    left = iter(fresh)
+    args, kwargs = keras.tree.map_structure(
+        lambda part: next(left) if isinstance(part, keras.KerasTensor) else part, arguments
+    )
+    try:
+        return Function(fresh, model(*args, **kwargs))
+    except Exception:
+        raise GraphError(_untraceable(model, error)) from error
+
+
 def model_graph(
     model,  # a built Keras model: sequential, functional, nested, or subclassed and traceable
     input_shape=None,  # for open sizes: a shape without the batch, a list, or a dict by input name
@@ -469,10 +528,10 @@ def model_graph(
         outputs = walker.run(graph, inputs)
     else:
         with _leaving_no_nodes(model):
+            arguments = _subclassed_arguments(model, inputs, named and names)
             try:
-                arguments = _subclassed_arguments(model, inputs, named and names)
                 function, missing = _traced(model, *arguments)
             except Exception as error:
-                raise GraphError(_untraceable(model, error)) from error
+                function, missing = _as_one_call(model, inputs, arguments, error), False
             outputs = walker.follow(function, inputs, "", missing)
     return ModelGraph(model.name, tuple(walker.calls), tuple(inputs), tuple(outputs), batch_size)

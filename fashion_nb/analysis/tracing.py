@@ -282,8 +282,11 @@ def _making(plain):
 
     @wraps(plain)
     def make(*args, **kwargs):
-        made = plain(*args, **kwargs)
-        return _leaf(made) if _recording() and _is_source(made) else made
+        if not _recording():
+            return plain(*args, **kwargs)
+        with _paused():
+            made = plain(*args, **kwargs)
+        return _leaf(made) if _is_source(made) else made
 
     return make
 
@@ -335,82 +338,3 @@ def _recorders(module_count: int) -> list[tuple]:  # for `_changed`
     # an array then leaves `array * weight` to the weight
     owners = (keras.Variable, keras.KerasTensor)
     return [*changes, *((owner, "__array_priority__", 1000) for owner in owners)]
-
-# %% ../../nbs/api/analysis/34_tracing.ipynb #ee3a3966
-def _traced(
-    layer,  # a user's layer or subclassed model, built
-    args: tuple,  # with symbolic tensors
-    kwargs: dict,  # with symbolic tensors
-) -> tuple:  # the graph of `layer.call` (a `Function`); is work on weights and arrays missing?
-    """Call `layer` symbolically and read what was recorded; whatever goes wrong is the caller's to
-    say. Where a `call` cannot do with weights and arrays that are recorded, they are not."""
-    try:
-        return _recorded(layer, args, kwargs, _recorders(len(sys.modules))), False
-    except Exception:
-        watch = _Watch()
-        return _recorded(layer, args, kwargs, watch.changes()), watch.seen
-
-
-def _recorded(layer, args, kwargs, changes):
-    "The graph of one call; its inputs are the symbolic tensors given, and then the leaves."
-    import keras
-    from keras.src.ops.function import Function
-
-    fresh = []
-
-    def stand_in(part):
-        if not _is_symbolic(part):
-            return part
-        fresh.append(keras.Input(batch_shape=part.shape, dtype=part.dtype))
-        return fresh[-1]
-
-    args, kwargs = keras.tree.map_structure(stand_in, (args, kwargs))
-    with _changed([*_side_effects(), *changes]), _paused(on=True):
-        outputs = _as_leaves(layer.call(*args, **kwargs))
-    return Function([*fresh, *_leaves_of(outputs)], outputs)
-
-
-class _Watch:
-    "Records no work on weights and arrays, but sees whether there is any."
-
-    def __init__(self):
-        self.seen = False
-
-    def changes(self):
-        "What `_changed` is to change."
-        return [
-            (module, name, self.watching(plain))
-            for module, name, plain in _places(len(sys.modules))
-            if name == "any_symbolic_tensors"
-        ]
-
-    def watching(self, plain):
-        "Keras's question, with its own answer."
-
-        def any_symbolic_tensors(args=None, kwargs=None):
-            args, kwargs = args or (), kwargs or {}
-            self.seen = self.seen or _starts_here(args, kwargs)
-            return plain(args, kwargs)
-
-        return any_symbolic_tensors
-
-
-def _leaves_of(
-    outputs,  # what a `call` has returned
-) -> list:  # fixed tensors that no call has made
-    "Walk back from the outputs to all weights and arrays."
-    import keras
-
-    ahead, seen, leaves = keras.tree.flatten(outputs), set(), []
-    while ahead:
-        tensor = ahead.pop()
-        if id(tensor) in seen or not isinstance(tensor, keras.KerasTensor):
-            continue
-        seen.add(id(tensor))
-        if getattr(tensor, "source", None) is not None:
-            leaves.append(tensor)
-            continue
-        operation, node, _ = tensor._keras_history
-        if operation is not None:
-            ahead += operation._inbound_nodes[node].input_tensors
-    return leaves
