@@ -95,11 +95,15 @@ class Sight:
     last: np.ndarray  # likewise
     stride: Fraction = Fraction(1)  # effective stride: mean pixels from a unit's field to the next
     period: int = 1  # units after which the same pattern comes again
+    side: int = 0  # pixels of the image along the axis; 0 if that is not known
 
     @cached_property
     def size(self) -> int:
         "Pixels from the first to the last that a unit can see: of the unit that sees most."
         return max(int((self.last - self.first).max()) + 1, 0)
+
+    def note(self, taps, read, made):
+        "Told which units the units of `made` read; one that has to know overrides it."
 
     def at(
         self,
@@ -117,6 +121,28 @@ class Sight:
         return self.first[inside] + pixels, self.last[inside] + pixels
 
 # %% ../../nbs/api/analysis/26_axis.ipynb #0c56df40
+def _reaches_out(sight: Sight, taps: np.ndarray) -> bool:
+    "Are there taps beside the units, on an image of known size?"
+    return bool(sight.side and taps.size and (taps.min() < 0 or taps.max() >= len(sight.first)))
+
+
+def _without_cropped(sight, taps, first, last):
+    """Fields of taps on padding go on outside the image, if the units beside them see its border.
+    They do not go on over pixels, such as cropped ones: padding sees nothing."""
+    seeing = sight.first <= sight.last
+    if not seeing.any():
+        return first, last
+    begin, end = sight.first[seeing].min(), sight.last[seeing].max()
+    gap = max(sight.stride, 1)  # pixels that strides leave out at the border
+    outside = (taps < 0) | (taps >= len(sight.first))
+    lost = outside & (first >= 0) & (last < sight.side)
+    if begin >= gap:
+        lost |= outside & (first < begin)
+    if sight.side - 1 - end >= gap:
+        lost |= outside & (last > end)
+    return np.where(lost, _NOTHING, first), np.where(lost, -_NOTHING, last)
+
+
 def _reading(
     sight: Sight,  # what the units below see
     taps: np.ndarray,  # (new units, taps): which units below each new unit reads
@@ -125,12 +151,15 @@ def _reading(
 ) -> Sight:  # what the new units see
     "New units that read units below."
     first, last = sight.at(taps)
+    if _reaches_out(sight, taps):
+        first, last = _without_cropped(sight, taps, first, last)
     if read is not None:
         first, last = np.where(read, first, _NOTHING), np.where(read, last, -_NOTHING)
     below, units = (step.numerator, step.denominator * sight.period)
-    return Sight(
-        first.min(axis=1), last.max(axis=1), sight.stride * step, units // math.gcd(below, units)
-    )
+    period = units // math.gcd(below, units)
+    made = Sight(first.min(axis=1), last.max(axis=1), sight.stride * step, period, sight.side)
+    sight.note(taps, read, made)
+    return made
 
 
 def _windows(sight, kernel_size, stride, dilation_rate, in_front, count) -> Sight:
@@ -168,6 +197,22 @@ def _repeated(sight, times) -> Sight:
     )
 
 
+def _rolled(sight, shift) -> Sight:
+    "Unit i is the old unit i - shift, counted around the end."
+    count = len(sight.first)
+    return _reading(sight, ((np.arange(count) - shift) % count)[:, None], 1)
+
+
+def _tiled(sight, times) -> Sight:
+    "All units, and then all of them again."
+    return _reading(sight, np.tile(np.arange(len(sight.first)), times)[:, None], 1)
+
+
+def _taken(sight, *units) -> Sight:
+    "The old units with these numbers."
+    return _reading(sight, np.array(units)[:, None] % len(sight.first), 1)
+
+
 def _resized(sight, count, interpolation="bilinear", antialias=False) -> Sight:
     """Interpolation to `count` units with half-pixel centers; at the border the last unit is used
     again."""
@@ -187,13 +232,18 @@ def _resized(sight, count, interpolation="bilinear", antialias=False) -> Sight:
 def _gathered(sight) -> Sight:
     "One unit that reads all."
     return Sight(
-        sight.first.min(keepdims=True), sight.last.max(keepdims=True), sight.stride, sight.period
+        sight.first.min(keepdims=True),
+        sight.last.max(keepdims=True),
+        sight.stride,
+        sight.period,
+        sight.side,
     )
 
 
 def _spread(sight, count) -> Sight:
     "The one unit there is, for `count` units: all see the same."
-    return Sight(np.repeat(sight.first, count), np.repeat(sight.last, count), Fraction(0))
+    first, last = np.repeat(sight.first, count), np.repeat(sight.last, count)
+    return Sight(first, last, Fraction(0), side=sight.side)
 
 
 def _so_far(sight) -> Sight:
@@ -203,6 +253,7 @@ def _so_far(sight) -> Sight:
         np.maximum.accumulate(sight.last),
         sight.stride,
         sight.period,
+        sight.side,
     )
 
 
@@ -262,7 +313,8 @@ def _joined(
     moving = [path.whole for path in paths if path.whole.stride] or [paths[0].whole]
     first = np.minimum.reduce([path.whole.first for path in paths])
     last = np.maximum.reduce([path.whole.last for path in paths])
-    whole = Sight(first, last, moving[0].stride, math.lcm(*(sight.period for sight in moving)))
+    period = math.lcm(*(sight.period for sight in moving))
+    whole = Sight(first, last, moving[0].stride, period, moving[0].side)
     chosen = []
     for sight in (
         min((path.least for path in paths), key=_seen),
@@ -350,6 +402,10 @@ class TensorField:
             tuple(None if dim is None else self.dims[dim] for dim in order), axes, self.exact
         )
 
+    def inexact(self) -> "TensorField":
+        "The same, said to be an upper bound."
+        return TensorField(self.dims, self.axes, False, self.misfit)
+
     def gathered(
         self,
         dims,  # dimensions
@@ -388,6 +444,8 @@ def _merged(
     fields = list({id(field): field for field in fields if field is not None}.values())
     if not fields or (len(fields) == 1 and len(fields[0].dims) == len(shape)):
         return fields[0] if fields else None
+    if grids := [field for field in fields if hasattr(field, "merge")]:
+        return grids[0].merge(fields, shape)
     dims, ready = _lined_up(fields, len(shape))
     axes, misfits, before = [], [], None
     for axis, paths in enumerate(zip(*(field.axes for field in ready))):

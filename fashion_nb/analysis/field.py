@@ -17,6 +17,7 @@ import numpy as np
 from .axis import FieldError, Paths, Sight, TensorField
 from .field_walk import _HOW, _REGISTERED, _rule_for, _walk
 from .graph import model_graph
+from .grid import GridField
 from .records import GraphError, record_named
 from ..models.gradient import gradient_of
 
@@ -129,7 +130,8 @@ def _layer_field(
     )
     # for `box` and `effective_field`; no fields of the record
     object.__setattr__(record, "_paths", field.axes)
-    object.__setattr__(record, "_dims", field.dims)
+    view = field.view if isinstance(field, GridField) else field
+    object.__setattr__(record, "_dims", view and view.dims)
     return record
 
 # %% ../../nbs/api/analysis/31_field.ipynb #8eac25b9
@@ -259,6 +261,22 @@ def _chosen_input(graph, source) -> int:
     )
 
 # %% ../../nbs/api/analysis/31_field.ipynb #d438ce72
+def _lost_here(call, state) -> list[str]:
+    "A warning where the fields that come out are upper bounds and those that go in are not."
+    if _rule_for(call) is None:
+        return [
+            f"layer {call.name!r} is a {call.kind} that has no rule: from there on fields are upper"
+            f" bounds, so {_HOW}"
+        ]
+    before = [state.get(tensor.key) for tensor in call.inputs]
+    if all(field is None or field.exact for field in before):
+        return [
+            f"what {call.name!r}, a {call.kind}, reads cannot be followed: from there on fields are"
+            " upper bounds"
+        ]
+    return []
+
+
 def receptive_field(
     model,  # a built Keras model
     input_shape=None,  # for open sizes, without the batch, as `model_graph` takes it
@@ -280,7 +298,8 @@ def receptive_field(
             " axis besides the batch"
         )
     starts = {
-        side: Sight(np.arange(side), np.arange(side)) for side in {shape[dim] for dim in dims}
+        side: Sight(np.arange(side), np.arange(side), side=side)
+        for side in {shape[dim] for dim in dims}
     }
     paths = {side: Paths(sight, sight, sight) for side, sight in starts.items()}
     axes = tuple(dims.index(dim) if dim in dims else None for dim in range(len(shape)))
@@ -291,11 +310,8 @@ def receptive_field(
         records.append(_layer_field(call, field, image, known))
         if field is not None and field.misfit:
             warnings.append(f"the paths that meet in {call.name!r} do not align: {field.misfit}")
-        if field is not None and not field.exact and _rule_for(call) is None:
-            warnings.append(
-                f"layer {call.name!r} is a {call.kind} that has no rule: from there on fields are"
-                f" upper bounds, so {_HOW}"
-            )
+        if field is not None and not field.exact:
+            warnings += _lost_here(call, state)
     return FieldReport(model.name, image, records, warnings)
 
 # %% ../../nbs/api/analysis/31_field.ipynb #47758fd9
@@ -331,6 +347,11 @@ def effective_field(
             f"layer {layer!r} lies inside another model: expected one of {', '.join(names)}"
         )
     record.box(*(unit or ()))  # refuses a unit that is not there
+    if record._dims is None:
+        raise FieldError(
+            f"rows and columns share a dimension of what layer {layer!r} makes: expected a layer"
+            " whose positions are still those of an image"
+        )
     unit = unit or tuple(count // 2 for count in record.positions)
     place = (
         slice(None),

@@ -6,6 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/api/analysis/29_field_mixing.ipynb #dfe9e07e
+import math
+
+import numpy as np
+
 from fashion_nb.analysis.axis import (
     Sight,
     _convolved,
@@ -14,12 +18,16 @@ from fashion_nb.analysis.axis import (
     _mixed,
     _picked,
     _repeated,
+    _rolled,
     _so_far,
     _spread,
+    _taken,
+    _tiled,
     _windows,
 )
 from .field_handlers import _rule
-from .field_rules import _each
+from .field_rules import _each, _padded, _reshaped
+from .grid import GridField, same_everywhere, side_by_side
 from .traits import einsum_letters, kinds_of
 
 # %% ../../nbs/api/analysis/29_field_mixing.ipynb #a77e4ded
@@ -43,7 +51,7 @@ def _attended(call, fields) -> list:  # None for what is a weight or does not se
 def _attention(call, fields):
     """Each query sees itself and, along the attended dimensions, all keys and values; a weight in
     the place of one of them sees nothing."""
-    query, *others = _attended(call, fields)
+    query, *others = map(_all_channels, _attended(call, fields))
     rank = len(call.inputs[0].shape)
     attended = getattr(call.layer, "_attention_axes", None) or [1]
     causal = call.kwargs.get("use_causal_mask") or getattr(call.layer, "is_causal", False)
@@ -63,6 +71,11 @@ def _attention(call, fields):
         for tensor in call.outputs
     ]
 
+
+def _all_channels(field):
+    "What all channels of a position see together; a projection mixes them."
+    return field.gathered([field.rank - 1]) if isinstance(field, GridField) else field
+
 # %% ../../nbs/api/analysis/29_field_mixing.ipynb #0709f393
 @_rule(
     "recurrent",
@@ -72,9 +85,7 @@ def _attention(call, fields):
 def _recurrent(call, fields):
     "Steps up to a unit's own; all steps for the last output, and in both directions."
     layer, field = call.layer, fields[0]
-    steps = (
-        field.axes[field.dims[1]].count if field.dims[1] is not None else call.inputs[0].shape[1]
-    )
+    steps = call.inputs[0].shape[1]
     if call.kind == "Bidirectional":
         layer = layer.forward_layer
     if hasattr(layer, "kernel_size"):
@@ -185,32 +196,80 @@ def _reduction(call, fields):
     "ops.Roll",
     "ops.Sort",
     "ops.Argsort",
+    "ops.Take",
 )
 def _along_one_dimension(call, fields):
-    "Running sums, reversals and repetitions."
-    layer, field, shape = call.layer, fields[0], call.outputs[0].shape
-    rank = len(field.dims)
+    "Running sums, reversals, shifts, repetitions, and units by their numbers."
+    layer, field, shape = call.layer, fields[0], call.inputs[0].shape
+    rank = len(shape)
+    if call.kind == "ops.Tile":
+        return _tiles(field, shape, _each(layer.repeats, 1))
     axis = getattr(layer, "axis", None)
-    if len(shape) != rank or (axis is None and call.kind not in ("ops.Tile", "ops.Flip")):
-        return field.arranged([None] * len(shape))
+    if axis is None and call.kind not in ("ops.Flip", "ops.Sort", "ops.Argsort"):
+        line, made = (math.prod(shape),), call.outputs[0].shape
+        found = _along(call, _reshaped(field, shape, line), line, [0])
+        return found if len(made) == 1 else _reshaped(found, line, made)
     dims = [dim % rank for dim in (range(rank) if axis is None else _each(axis, 1))]
+    return _along(call, field, shape, dims)
+
+
+def _along(call, field, shape, dims):
+    "The same along given dimensions."
+    layer = call.layer
     if call.kind == "ops.Flip":
         return field.changed({dim: (_picked, shape[dim] - 1, -1, shape[dim]) for dim in dims})
-    if call.kind == "ops.Repeat" and isinstance(layer.repeats, int):
-        return field.changed({dims[0]: (_repeated, layer.repeats)})
+    if call.kind == "ops.Roll":
+        shifts = _each(layer.shift, len(dims))
+        return field.changed({dim: (_rolled, int(by)) for dim, by in zip(dims, shifts)})
+    if call.kind == "ops.Repeat" and np.ndim(layer.repeats) == 0:
+        return field.changed({dims[0]: (_repeated, int(layer.repeats))})
     if call.kind in ("ops.Cumsum", "ops.Cumprod"):
         return field.changed({dims[0]: (_so_far,)})
-    changes = {
-        dim: (_anywhere, shape[dim])
-        for dim in dims
-        if call.kind != "ops.Tile" or shape[dim] != call.inputs[0].shape[dim]
-    }
-    return field.changed(changes)
+    if call.kind not in ("ops.Repeat", "ops.Take"):
+        return _upper_bound(call, field)
+    units = layer.repeats if call.kind == "ops.Repeat" else _indices(call)
+    if not hasattr(units, "key"):
+        units = np.asarray(units)
+        units = np.repeat(np.arange(shape[dims[0]]), units) if call.kind == "ops.Repeat" else units
+        if units.ndim == 1:
+            return field.changed({dims[0]: (_taken, *map(int, units))})
+        if units.ndim == 0:
+            kept = [dim for dim in range(len(shape)) if dim != dims[0]]
+            return field.changed({dims[0]: (_taken, int(units))}).arranged(kept)
+    return _upper_bound(call, field)
+
+
+def _upper_bound(call, field):
+    "What is read depends on numbers that are not known: it may be anything."
+    if len(call.outputs[0].shape) != len(field.dims):
+        field = field.arranged([None] * len(call.outputs[0].shape))
+    else:
+        field = field.changed({
+            dim: (_anywhere, size)
+            for dim, size in enumerate(call.outputs[0].shape)
+            if field.dims[dim] is not None
+        })
+    return field.inexact()
+
+
+def _tiles(field, shape, repeats):
+    "All units along some dimensions, and then all of them again."
+    rank = max(len(shape), len(repeats))
+    if rank > len(shape):
+        field = field.arranged([*[None] * (rank - len(shape)), *range(len(shape))])
+    front = rank - len(repeats)
+    steps = {dim + front: (_tiled, int(times)) for dim, times in enumerate(repeats) if times > 1}
+    return field.changed(steps)
 
 
 def _anywhere(sight, count) -> Sight:
     "Units that each may read any unit below."
     return _spread(_gathered(sight), count)
+
+
+def _indices(call):
+    "The units that `ops.take` is asked for."
+    return call.args[1] if len(call.args) > 1 else call.kwargs["indices"]
 
 # %% ../../nbs/api/analysis/29_field_mixing.ipynb #4f5e001b
 @_rule("slicing", "ops.GetItem")
@@ -248,17 +307,17 @@ def _cutting(call, fields):
     if call.kind == "ops.Pad":
         pairs = call.layer.pad_width
         pairs = list(pairs) * (len(shape) if len(pairs) == 1 else 1)
-        return fields[0].changed({
-            dim: (_picked, -pairs[dim][0], 1, call.outputs[0].shape[dim])
-            for dim in range(1, len(shape))
-        })
+        mode = getattr(call.layer, "mode", "constant")
+        return _padded(fields[0], shape, pairs, mode)
     dim = layer.axis % len(call.outputs[0].shape if call.kind == "ops.Stack" else shape)
     if call.kind == "ops.Stack":
         whole = [
             field and field.arranged([*range(dim), None, *range(dim, len(shape))])
             for field in fields
         ]
-        return _merged(whole, call.outputs[0].shape)
+        if same_everywhere(whole):
+            return whole[0]
+        return side_by_side(whole, [1] * len(whole), dim, _merged_views(whole, call))
     found, start = [], 0
     for tensor in call.outputs:
         count = tensor.shape[dim] if len(tensor.shape) == len(shape) else 1
@@ -270,6 +329,12 @@ def _cutting(call, fields):
         )
         start += count
     return found
+
+
+def _merged_views(fields, call):
+    "What is seen if all that is stacked is taken together."
+    views = [field.view if isinstance(field, GridField) else field for field in fields if field]
+    return None if None in views else _merged(views, call.outputs[0].shape)
 
 # %% ../../nbs/api/analysis/29_field_mixing.ipynb #26787014
 def _einsum(fields, inputs, output, shape):
@@ -307,6 +372,9 @@ def _product(call, fields):
         return _merged(
             [field and field.arranged(order) for field, order in zip(fields, orders)], shape
         )
+    if call.kind == "ops.Matmul" and len(call.inputs) == 1 and ranks[0] == len(shape) >= 2:
+        side = ranks[0] - (1 if call.inputs[0] is call.args[0] else 2)  # summed over
+        return fields[0].gathered([side])
     # a product with weights, over the last dimension
     if len(call.inputs) == 1 and call.inputs[0] is call.args[0]:
         return fields[0].arranged([*range(ranks[0] - 1), *[None] * len(shape)][: len(shape)])

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/api/analysis/28_field_rules.ipynb #c1c6c35a
+import itertools
 import math
 
 import numpy as np
@@ -18,11 +19,15 @@ from fashion_nb.analysis.axis import (
     _convolved,
     _merged,
     _picked,
+    _reading,
     _repeated,
     _resized,
+    _taken,
     _transposed,
+    window_places,
 )
 from .field_handlers import _rule
+from .grid import GridField, as_grid, same_everywhere, side_by_side
 from .traits import kinds_of
 
 # %% ../../nbs/api/analysis/28_field_rules.ipynb #bf89def9
@@ -44,7 +49,8 @@ def _each(value, count: int) -> tuple:
 
 def _without_channels(field: TensorField, dims: range) -> TensorField:
     "A sum over all channels: should the image run along them, all of it is read."
-    others = [dim for dim, axis in enumerate(field.dims) if axis is not None and dim not in dims]
+    others = [dim for dim in range(1, len(field.dims)) if dim not in dims]
+    others = [dim for dim in others if field.dims[dim] is not None]
     return field.gathered(others) if others else field
 
 
@@ -70,19 +76,37 @@ def _convolution(call, fields):
     "Windows along each spatial dimension, and a sum over channels."
     layer, field = call.layer, fields[0]
     dims, kernel_size = _spatial(call, len(field.dims)), _kernel_size(call)
-    if "Depthwise" not in call.kind:
-        field = _without_channels(field, dims)
+    field = _by_channel(call, field, dims)
     windows = zip(
         dims, kernel_size, _each(layer.strides, len(dims)), _each(layer.dilation_rate, len(dims))
     )
     return field.changed({dim: (_convolved, *window, layer.padding) for dim, *window in windows})
 
 
+def _by_channel(call, field, dims: range):
+    "Where channels see different things: those that each filter reads."
+    (channel,) = set(range(1, len(field.dims))) - set(dims)
+    if field.dims[channel] is None:
+        return field
+    count, made = (side[0].shape[channel] for side in (call.inputs, call.outputs))
+    groups = count if "Depthwise" in call.kind else getattr(call.layer, "groups", 1)
+    if "Depthwise" not in call.kind and hasattr(call.args[-1], "shape"):
+        groups = count // tuple(call.args[-1].shape)[-2] if call.kind == "ops.Conv" else groups
+    if groups == 1 or "Separable" in call.kind:
+        return _without_channels(field, dims)
+    return field.changed({channel: (_grouped, groups, made)})
+
+
+def _grouped(sight, groups, count) -> Sight:
+    "Each of `count` filters reads the channels of its own group."
+    size = len(sight.first) // groups
+    group = np.arange(count)[:, None] * groups // count
+    return _reading(sight, group * size + np.arange(size), 1)
+
+
 @_rule(
     "window",
     *kinds_of("max pooling", "average pooling", "pooling function"),
-    "ops.ExtractPatches",
-    "ops.SpaceToDepth"
 )
 def _pooling(call, fields):
     "Windows along each spatial dimension, channel by channel."
@@ -115,7 +139,6 @@ def _transposed_convolution(call, fields):
     "up-sampling",
     *kinds_of("up-sampling by repeating", "up-sampling of images", "resizing"),
     "ops.Resize",
-    "ops.DepthToSpace"
 )
 def _up_sampling(call, fields):
     "Nearest neighbors, or interpolation."
@@ -135,6 +158,25 @@ def _up_sampling(call, fields):
     )
 
 # %% ../../nbs/api/analysis/28_field_rules.ipynb #84165531
+def _padded(field, shape, pairs, mode="constant"):
+    "Units in front and behind: zeros, or units from inside."
+    steps = {}
+    for dim, (front, behind) in enumerate(pairs):
+        if mode != "constant" and front + behind:
+            places = np.pad(np.arange(shape[dim]), (front, behind), mode)
+            steps[dim] = (_taken, *places.tolist())
+        elif front + behind:
+            steps[dim] = (_picked, -front, 1, front + shape[dim] + behind)
+    blank = [dim for dim in steps if field.dims[dim] is None and mode == "constant"]
+    field = field.changed(steps)
+    for dim in blank:  # such as channels: the new ones see nothing
+        front, behind = pairs[dim]
+        parts = [(None, front), (field, shape[dim]), (None, behind)]
+        view = field.view if isinstance(field, GridField) else field
+        field = side_by_side(*zip(*[part for part in parts if part[1]]), dim=dim, view=view)
+    return field
+
+
 @_rule("cropping and padding", *kinds_of("padding and cropping", "center crop"))
 def _shifting(call, fields):
     "Units in front of the first, or not from the first on."
@@ -147,7 +189,11 @@ def _shifting(call, fields):
     else:
         pairs = getattr(layer, "padding", None) or layer.cropping
         pairs = [pairs] if len(dims) == 1 else pairs
-        fronts = [-front if "Padding" in call.kind else front for front, _ in pairs]
+        if "Padding" in call.kind:
+            around = dict(zip(dims, pairs))
+            pairs = [around.get(dim, (0, 0)) for dim in range(len(shape))]
+            return _padded(fields[0], call.inputs[0].shape, pairs)
+        fronts = [front for front, _ in pairs]
     return fields[0].changed(
         {dim: (_picked, front, 1, shape[dim]) for dim, front in zip(dims, fronts)}
     )
@@ -170,26 +216,111 @@ def _groups(
     return groups
 
 # %% ../../nbs/api/analysis/28_field_rules.ipynb #215e64d5
-@_rule("reshaping", "Reshape", *kinds_of("reshaping function"))
+@_rule("reshaping", "Reshape", "Flatten", *kinds_of("reshaping function"))
 def _reshaping(call, fields):
-    "Dimensions that stay, are cut, or are melted into one."
-    old, new = call.inputs[0].shape, call.outputs[0].shape
-    order, steps = [None] * len(new), {}
-    for ours, theirs in _groups(old, new):
-        if len(ours) == 1:
+    "The same elements in another shape: dimensions are split, and melted into one."
+    field, shape = fields[0], call.inputs[0].shape
+    if call.kind == "Flatten" and call.layer.data_format == "channels_first" and len(shape) > 2:
+        order = [0, *range(2, len(shape)), 1]
+        field, shape = field.arranged(order), tuple(shape[dim] for dim in order)
+    return _reshaped(field, shape, call.outputs[0].shape)
+
+
+def _reshaped(field, old, new):
+    "A field in another shape; a plain one where dimensions that matter stay as they are."
+    groups = _groups(old, new)
+    order, plain = [None] * len(new), not isinstance(field, GridField) or not field.loose
+    for ours, theirs in groups:
+        if len(ours) == len(theirs) == 1:
             order[theirs[0]] = ours[0]
-            patch = old[ours[0]] // new[theirs[0]]
-            if patch > 1:
-                steps[ours[0]] = (_convolved, patch, patch)
-    return fields[0].changed(steps).arranged(order)
+        elif any(field.dims[dim] is not None for dim in ours):
+            plain = False
+    if plain:
+        return field.arranged(order)
+    return as_grid(field).reshaped(groups, old, new, _melted(field, groups, old, new))
+
+
+def _melted(field, groups, old, new):
+    "What is seen if all that is melted with the channels is taken together; else None."
+    view = field.view if isinstance(field, GridField) else field
+    order = [None] * len(new)
+    for ours, theirs in groups:
+        if len(ours) == len(theirs) == 1:
+            order[theirs[0]] = ours[0]
+        elif len(theirs) > 1 or theirs[-1] != len(new) - 1:
+            return None
+    return view and view.arranged(order)
+
+
+@_rule("reshaping", "ops.SpaceToDepth", "ops.DepthToSpace")
+def _shuffling(call, fields):
+    "Blocks of positions become channels, and back."
+    layer, field = call.layer, fields[0]
+    first, size = layer.data_format == "channels_first", layer.block_size
+    shape, made = call.inputs[0].shape, call.outputs[0].shape
+    small = made if call.kind == "ops.SpaceToDepth" else shape
+    large = shape if call.kind == "ops.SpaceToDepth" else made
+    batch, (high, wide) = small[0], small[2:] if first else small[1:3]
+    channels = large[1 if first else 3]
+    # rows and columns within a block come before the channels
+    depth = (batch, size, size, channels, high, wide) if first else (
+        batch, high, wide, size, size, channels
+    )
+    space = (batch, channels, high, size, wide, size) if first else (
+        batch, high, size, wide, size, channels
+    )
+    turn = [0, 3, 4, 1, 5, 2] if first else [0, 1, 3, 2, 4, 5]  # from depth to space
+    if call.kind == "ops.DepthToSpace":
+        return _reshaped(_reshaped(field, shape, depth).arranged(turn), space, made)
+    back = [turn.index(dim) for dim in range(6)]
+    found = _reshaped(_reshaped(field, shape, space).arranged(back), depth, made)
+    return _seen_by_blocks(found, field, _spatial(call, 4), size)
+
+
+def _view_along(field, dims):
+    "The plain field, if it says all there is to say along some dimensions; else None."
+    if not isinstance(field, GridField):
+        return field
+    return None if field.loose & set(dims) else field.view
+
+
+def _seen_by_blocks(found, field, dims, size, strides=None, padding="valid"):
+    "Beside what each channel sees, what all channels of a block see."
+    plain = _view_along(field, dims)
+    if plain and isinstance(found, GridField):
+        steps = {
+            dim: (_convolved, each, stride, 1, padding)
+            for dim, each, stride in zip(dims, _each(size, 2), _each(strides or size, 2))
+        }
+        found.view = _without_channels(plain, dims).changed(steps)
+    return found
+
+
+@_rule("reshaping", "ops.ExtractPatches")
+def _patching(call, fields):
+    "A window's pixels, one after another, with their channels, become the channels of a position."
+    layer, field, shape = call.layer, fields[0], call.inputs[0].shape
+    dims = _spatial(call, len(shape))
+    size, rate = _each(layer.size, len(dims)), _each(getattr(layer, "dilation_rate", 1), len(dims))
+    windows = list(zip(dims, size, _each(layer.strides or size, len(dims)), rate))
+    fronts = [window_places(shape[dim], *window, layer.padding) for dim, *window in windows]
+    parts = []
+    for places in itertools.product(*map(range, size)):
+        steps = {}
+        for (dim, _, stride, apart), place, (front, count) in zip(windows, places, fronts):
+            steps[dim] = (_picked, place * apart - front, stride, count)
+        parts.append(field.changed(steps))
+    view = _view_along(field, dims)
+    if view:
+        view = _without_channels(view, dims)
+        view = view.changed({dim: (_convolved, *window, layer.padding) for dim, *window in windows})
+    if same_everywhere(parts):
+        return view
+    (channel,) = set(range(1, len(shape))) - set(dims)
+    each = call.outputs[0].shape[channel] // len(parts)
+    return side_by_side(parts, [each] * len(parts), channel, view)
 
 # %% ../../nbs/api/analysis/28_field_rules.ipynb #f66a05f3
-@_rule("gathers all positions", "Flatten")
-def _flatten(call, fields):
-    "What follows reads every position there is."
-    return fields[0].arranged([0, None])
-
-
 @_rule("gathers all positions", *kinds_of("whole"))
 def _global_pooling(call, fields):
     "One unit for all positions, with or without dimensions of size 1."
@@ -253,11 +384,38 @@ def _concatenation(call, fields):
     "Side by side along one dimension; if that is an axis of the image, one behind the other."
     shape = call.outputs[0].shape
     dim = call.layer.axis % len(shape)
-    if all(field is None or field.dims[dim] is None for field in fields):
-        return _merged(fields, shape)
-    if None in fields or len({field.dims for field in fields}) > 1:
-        found = _merged([field.gathered([dim]) for field in fields if field is not None], shape)
-        return found
+    if _runs_along(fields, dim):
+        rest = [field.gathered([dim]) for field in fields]
+        if same_everywhere(rest):
+            return _behind_each_other(fields, dim, shape)
+    if same_everywhere(fields):
+        return fields[0]
+    sizes = [part.shape[dim] for part in _joined_parts(call)]
+    if len(sizes) != len(fields):  # some are weights, which see nothing
+        known = dict(zip((tensor.key for tensor in call.inputs), fields))
+        fields = [known.get(getattr(part, "key", None)) for part in _joined_parts(call)]
+    views = [field.view if isinstance(field, GridField) else field for field in fields if field]
+    along = any(view is None or view.dims[dim] is not None for view in views)
+    return side_by_side(fields, sizes, dim, None if along else _merged(views, shape))
+
+
+def _joined_parts(call) -> list:
+    "The tensors that are joined, weights among them."
+    given = call.args[0] if call.args else next(iter(call.kwargs.values()))
+    return list(given)
+
+
+def _runs_along(fields, dim) -> bool:
+    "Does the same axis of the image run along a dimension of all of them, and is that all?"
+    return (
+        not any(field is None or isinstance(field, GridField) for field in fields)
+        and len({field.dims for field in fields}) == 1
+        and fields[0].dims[dim] is not None
+    )
+
+
+def _behind_each_other(fields, dim, shape):
+    "Units of one axis of the image, and then those of another tensor."
     rest = _merged([field.gathered([dim]) for field in fields], shape)
     rows = zip(*(
         (path.whole, path.least, path.most)
@@ -269,6 +427,7 @@ def _concatenation(call, fields):
             np.concatenate([s.last for s in row]),
             row[0].stride,
             row[0].period,
+            row[0].side,
         )
         for row in rows
     ]

@@ -13,6 +13,7 @@ from .field_handlers import _RULES, _SORTS, _each_element, _rule
 from .field_mixing import _cutting, _product
 from .field_rules import _concatenation
 from .graph import model_graph
+from .grid import GridField
 
 # %% ../../nbs/api/analysis/30_field_walk.ipynb #0b33931b
 def _inner(call, layer, fields):
@@ -42,6 +43,9 @@ def _time_distributed(call, fields):
         [replace(t, shape=(t.shape[0], *t.shape[2:])) for t in side]
         for side in (call.inputs, call.outputs)
     )
+    fields = [field.view if isinstance(field, GridField) else field for field in fields]
+    if all(field is None for field in fields):
+        return NotImplemented  # one by one, nobody knows where the steps are
     inside = [
         field and TensorField((None, *field.dims[2:]), field.axes, field.exact) for field in fields
     ]
@@ -170,10 +174,17 @@ def _walk(
         for tensor, field in zip(call.outputs, found, strict=True):
             if field is not fields[0] or tensor.shape != call.inputs[0].shape:
                 _check_counts(call, tensor, field)
-            state[tensor.key] = (
-                replace(field, misfit="") if field is not None and field.misfit else field
-            )
+            state[tensor.key] = _settled(field)
         yield call, found
+
+
+def _settled(field):
+    "A field after its misfit was told."
+    if field is None or not field.misfit:
+        return field
+    if isinstance(field, GridField):
+        return GridField(field.spots, field.exact, field.view and _settled(field.view))
+    return replace(field, misfit="")
 
 # %% ../../nbs/api/analysis/30_field_walk.ipynb #c5e74ef3
 _TAKE_BLIND = (_each_element, _concatenation, _cutting, _product)
@@ -205,7 +216,7 @@ def _unknown(call, fields, model_name, strict):
         )
     whole = [field.gathered(range(len(field.dims))) for field in fields if field is not None]
     return [
-        replace(_merged([f.arranged([None] * len(t.shape)) for f in whole], t.shape), exact=False)
+        _merged([f.arranged([None] * len(t.shape)) for f in whole], t.shape).inexact()
         for t in call.outputs
     ]
 
@@ -213,6 +224,18 @@ def _unknown(call, fields, model_name, strict):
 def _check_counts(call, tensor, field):
     "A rule that does not fit the shapes that Keras says is wrong."
     if field is None:
+        return
+    if isinstance(field, GridField):
+        fits = field.rank == len(tensor.shape)
+        for row in field.spots if fits else ():
+            fits = fits and all(
+                one in (1, size) for one, size in zip(row[0].shape, tensor.shape, strict=True)
+            )
+        if not fits:
+            raise FieldError(
+                f"the rule for layer {call.name!r} gives the shape {field.spots[0][0].shape}:"
+                f" expected {tuple(tensor.shape)}, as Keras says"
+            )
         return
     counts = [
         size if axis is None else field.axes[axis].count
