@@ -29,7 +29,7 @@ from native import without_native_messages
 ROOT = Path(__file__).resolve().parent.parent
 DURATIONS = ROOT / ".ci" / "durations.json"
 UNKNOWN = 60  # seconds, for a job that was never timed: it starts early rather than late
-LIMIT = 3600  # seconds after which a job counts as failed
+LIMIT = 3600  # seconds after which a job counts as failed; three times that with --slow
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "PJRT_NPROC")
 ALONE = {"tests/test_applications.py"}  # with --slow: takes up to 17 GB of memory
 PRELOADED = (
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:  # exit status: 0, 1 when a
     share_cores(args.workers)
     with without_native_messages():
         preload()
-    taken = run_all(jobs, args.workers, args.slow)
+    taken = run_all(jobs, args.workers, args.slow, LIMIT * (3 if args.slow else 1))
     if args.remember:
         known = {name: seconds for name, seconds in durations().items() if name in all_names()}
         known |= {name: round(seconds) for name, seconds in taken.items()}

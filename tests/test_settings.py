@@ -39,7 +39,7 @@ CHANGES = {
     "model": ["mnist_classifier_32p_64p", "conv8/2 res8 gap", "bare conv8/2 flat dense20"],
     "epochs": [3],
     "batch_size": [40],
-    "optimizer": ["sgd", *(name for name in OPTIMIZERS if name not in ("sgd", "adamw"))],
+    "optimizer": ["sgd", *(name for name in OPTIMIZERS if name not in ("sgd", "adam", "adamw"))],
     "learning_rate": [0.001],
     "schedule": ["constant", *(name for name in SCHEDULES if name not in ("constant", "cosine"))],
     "warmup_epochs": [0.5],
@@ -120,6 +120,13 @@ def test_each_field_changes_the_result(base, tmp_path, field, value):
         assert [array.shape for array in base[0]] != [array.shape for array in changed]
     else:
         assert all(np.abs(one - other).max() > 1e-6 for one, other in kernels)
+
+
+@pytest.mark.slow
+def test_adam_is_adamw_without_decay(base, tmp_path):
+    assert not BASE.weight_decay
+    changed, _ = trained(dataclasses.replace(BASE, optimizer="adam"), tmp_path / "run")
+    assert all(np.array_equal(one, other) for one, other in zip(base[0], changed, strict=True))
 
 
 def test_the_device_is_the_one_asked_for(base, tmp_path):
