@@ -1,4 +1,5 @@
-"""Work that does not depend on the input: what a `call` computes of its weights and of constants.
+"""Work that hides: what a `call` computes of its weights and of constants, in a cell of a
+user's own, in a layer inside another one, in a product of several tensors.
 
 The judge is TensorFlow's own graph of the call, and of its gradients: the products in it, counted
 from the shapes of its operations.
@@ -34,7 +35,15 @@ def node_macs(operation):
     if kind == "Conv2DBackpropFilter":
         height, width, channels, _ = operation.outputs[0].shape.as_list()
         return prod(operation.inputs[2].shape.as_list()) * height * width * channels
-    assert kind not in ("Einsum", "BatchMatMul", "BatchMatMulV3", "Conv3D"), kind
+    if kind == "Einsum":
+        letters = operation.get_attr("equation").decode().partition("->")[0].split(",")
+        sizes = {}
+        for part, tensor in zip(letters, operation.inputs):
+            sizes |= dict(zip(part, tensor.shape.as_list()))
+        made = operation.get_attr("equation").decode().partition("->")[2]
+        summed = (set(letters[0]) & set(letters[-1])) - set(made)
+        return prod(sizes.values()) if len(letters) == 2 and summed else 0
+    assert kind not in ("BatchMatMul", "BatchMatMulV3", "Conv3D"), kind
     return 0
 
 
@@ -280,3 +289,132 @@ def test_scalars_and_a_models_own_graph_are_no_work():
     image = keras.Input((4,))
     table = ops.ones((4, 4)) @ ops.ones((4, 4))  # computed here, once and for all
     assert model_cost(keras.Model(image, image @ table)).total.macs == 16
+
+
+class Chain(Weights):
+    "One product of four tensors."
+
+    def call(self, x):
+        return ops.einsum("bi,ij,jk,kl->bl", x, self.a, self.b, self.c)
+
+
+class Mixed(Weights):
+    "Of three, two of which depend on the input."
+
+    def call(self, x):
+        table = ops.reshape(x, (-1, 4, 4))
+        return ops.einsum("bij,bkj,kl->bil", table, table @ self.c[:4, :4], self.b)
+
+
+class Cell(layers.Layer):
+    "A cell of a user's own: an update, gated, and a projection of the new state."
+
+    def __init__(self, units, **options):
+        super().__init__(**options)
+        self.units, self.state_size, self.output_size = units, units, 3
+        self.project = layers.Dense(3)
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], self.units), name="w")
+        self.u = self.add_weight(shape=(self.units, self.units), name="u")
+        self.project.build((None, self.units))
+
+    def call(self, x, states):
+        state = ops.tanh(x @ self.w + states[0] @ self.u)
+        return self.project(state), [state]
+
+
+def recurrent(frozen=()):
+    "Unrolled, so that TensorFlow's graph has every step."
+    cell = Cell(5)
+    layer = layers.RNN(cell, return_sequences=True, unroll=True)
+    layer.build((None, 7, 4))
+    for name in frozen:
+        getattr(cell, name).trainable = False
+    return layer
+
+
+class Doubled(layers.Layer):
+    "Two layers, as one step of another layer."
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = layers.Dense(6), layers.Dense(2)
+
+    def build(self, shape):
+        self.one.build(shape)
+        self.two.build((*shape[:-1], 6))
+
+    def call(self, x):
+        return self.two(self.one(x)) * 2
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 2)
+
+
+HIDDEN = [
+    (Chain, (16,)), (Mixed, (16,)), (recurrent, (7, 4)), (lambda: recurrent(["w"]), (7, 4)),
+    (lambda: recurrent(["w", "u"]), (7, 4)), (lambda: layers.TimeDistributed(Doubled()), (5, 4)),
+    (lambda: layers.RNN([Cell(5), Cell(4)], return_sequences=True, unroll=True), (6, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("make, shape", HIDDEN)
+def test_tensorflows_graph_agrees_about_what_is_inside(make, shape, training):
+    model, layer = model_of(make, shape)
+    report = model_cost(model, batch_size=2, training=training, strict=True)
+    assert report.total.macs == graph_macs(layer, shape, training, 2)
+
+
+class Sum(keras.Model):
+    "Takes two arguments."
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = layers.Dense(4), layers.Dense(4)
+
+    def call(self, x, y):
+        return self.one(x) + self.two(y)
+
+
+class Plain(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.one = layers.Dense(4)
+
+    def call(self, x):
+        return self.one(x)
+
+
+def test_a_model_is_built_from_what_is_said():
+    shapes = {"x": (6,), "y": (3,)}
+    assert model_cost(Sum(), input_shape=shapes).total.macs == 36
+    assert model_cost(Plain(), input_shape=(6,)).total.macs == 24
+    assert model_cost(keras.Sequential([layers.Dense(4)]), input_shape=(6,)).total.macs == 24
+    called = Sum()
+    called(np.ones((1, 6)), np.ones((1, 3)))
+    assert model_cost(called, input_shape=shapes).total.macs == 36
+    with pytest.raises(CostError, match=r"input_shape=\{'x': \(...\), 'y': \(...\)\}"):
+        model_cost(called)
+    with pytest.raises(CostError, match="or its input_shape"):
+        model_cost(Plain())
+    with pytest.raises(CostError, match="cannot be for"):
+        model_cost(Sum(), input_shape=(6,))
+
+
+def test_a_layer_with_two_arguments():
+    class Both(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = layers.Dense(4), layers.Dense(4)
+
+        def build(self, x_shape, y_shape):
+            self.one.build(x_shape)
+            self.two.build(y_shape)
+
+        def call(self, x, y):
+            return self.one(x) + self.two(y)
+
+    inputs = [keras.Input((6,)), keras.Input((3,))]
+    assert model_cost(keras.Model(inputs, Both()(*inputs)), strict=True).total.macs == 36
