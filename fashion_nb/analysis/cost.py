@@ -450,7 +450,7 @@ def bit_operations(
 
 # %% ../../nbs/api/analysis/26_cost.ipynb #da276867
 def compare_costs(
-    models: list,  # built Keras models, or reports in one convention
+    models: list | dict,  # built Keras models, or reports in one convention; a dict names them
     convention: str = "two_per_mac",  # for the models; reports keep theirs
     **options,  # of `model_cost`
 ):  # `pandas.DataFrame`, one row a model
@@ -458,6 +458,8 @@ def compare_costs(
     them."""
     import pandas as pd
 
+    names = list(models) if isinstance(models, dict) else None
+    models = list(models.values()) if isinstance(models, dict) else models
     reports = [
         part if isinstance(part, CostReport) else model_cost(part, convention, **options)
         for part in models
@@ -483,16 +485,21 @@ def compare_costs(
             "its share": share,
             "lower bound": bool(report.unknown),
         })
-    return pd.DataFrame(rows).set_index("model")
+    table = pd.DataFrame(rows).set_index("model")
+    return table if names is None else table.set_axis(names).rename_axis("model")
 
 # %% ../../nbs/api/analysis/26_cost.ipynb #2b967f58
 def reduction_table(
     baseline,  # a built Keras model
-    variants: list,  # built Keras models or their reports, the cheaper ones
+    variants: list | dict,  # built Keras models or their reports, the cheaper ones
     convention: str = "two_per_mac",  # how a FLOP is counted
 ):  # `pandas.DataFrame`, one row a model, the baseline first
     "What each variant saves against the baseline, and which layer leads afterwards."
-    table = compare_costs([baseline, *variants], convention)
+    if isinstance(variants, dict):
+        variants = {getattr(baseline, "name", "baseline"): baseline, **variants}
+    else:
+        variants = [baseline, *variants]
+    table = compare_costs(variants, convention)
     first = table.iloc[0]
     for count in ("params", "macs", "flops", "memory"):
         table[f"{count} saved"] = 1 - table[count] / first[count]

@@ -252,12 +252,14 @@ def _image_dims(
 
 def _chosen_input(graph, source) -> int:
     "The number of the input that is asked about."
-    count = len(graph.inputs)
+    count, names = len(graph.inputs), graph.input_names
+    if source in names:
+        return names.index(source)
     if isinstance(source, int) and not isinstance(source, bool) and 0 <= source < count:
         return source
     raise FieldError(
-        f"found source={source!r}: expected the number of one of the {count} inputs of model"
-        f" {graph.name!r}, from 0"
+        f"found source={source!r}: expected one of the {count} inputs of model {graph.name!r}, by"
+        f" its number from 0 or its name ({', '.join(names)})"
     )
 
 # %% ../../nbs/api/analysis/34_field.ipynb #d438ce72
@@ -280,7 +282,7 @@ def _lost_here(call, state) -> list[str]:
 def receptive_field(
     model,  # a built Keras model
     input_shape=None,  # for open sizes, without the batch, as `model_graph` takes it
-    source: int = 0,  # which of several inputs is the image
+    source: int | str = 0,  # which of several inputs is the image: its number, or its name
     squeeze_excitation: bool = True,  # do factors count that are the same at all places?
     strict: bool = True,  # raise for a layer without a rule? False gives upper bounds
 ) -> FieldReport:  # one record for each call of a layer

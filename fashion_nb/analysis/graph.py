@@ -29,7 +29,8 @@ def _filled(
         if None in open_part:
             raise GraphError(
                 f"input {name!r} of model {model_name!r} has the shape {open_part}: expected fixed"
-                " sizes, so say which with input_shape=, without the batch"
+                " sizes, so say which with input_shape= (on the command line --input-shape),"
+                " without the batch"
             )
         return (batch_size, *open_part)
     try:
@@ -574,7 +575,9 @@ def model_graph(
             except Exception as error:
                 function, missing = _as_one_call(model, inputs, arguments, error), False
             outputs = walker.follow(function, inputs, "", missing)
-    return ModelGraph(model.name, tuple(walker.calls), tuple(inputs), tuple(outputs), batch_size)
+    return ModelGraph(
+        model.name, tuple(walker.calls), tuple(inputs), tuple(outputs), batch_size, tuple(names)
+    )
 
 # %% ../../nbs/api/analysis/04_graph.ipynb #b836551e
 def call_graph(

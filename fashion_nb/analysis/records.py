@@ -121,6 +121,7 @@ class ModelGraph:
     inputs: tuple[TensorRef, ...]  # what the model takes
     outputs: tuple[TensorRef, ...]  # what it returns
     batch_size: int = 1  # examples in a batch, as in all shapes
+    input_names: tuple[str, ...] = ()  # of the inputs
 
     def __getitem__(
         self,
