@@ -174,3 +174,18 @@ def test_a_budget_is_not_kept_by_what_is_not_known(folder):
 def test_limits_that_make_no_sense(arguments, message):
     answer = fashion_nb("check", "stride_2", *arguments)
     assert answer.returncode == 2 and message in answer.stderr and not answer.stdout
+
+
+def test_a_page_of_a_model(folder):
+    answer = fashion_nb("cost", "two.keras", "--input-shape", "tokens=7", "--output", "two.html",
+                        cwd=folder)  # fmt: skip
+    assert answer.returncode == 0 and answer.stdout == "written to two.html\n"
+    page = (folder / "two.html").read_text(encoding="utf-8")
+    assert "97,200" in page and page.count("<g class") == 5
+    for part in ("Roofline", "Memory over the execution", "Receptive field", "one_per_mac"):
+        assert part in page
+    assert not any(word in page for word in ("http://", "https://", "<link", "lower bounds"))
+    fashion_nb("cost", "lambda.keras", "--trust", "--output", "lambda.html", cwd=folder)
+    page = (folder / "lambda.html").read_text(encoding="utf-8")
+    assert page.index("lower bounds") < page.index("Layers</h2>")
+    assert "No field can be derived" in page

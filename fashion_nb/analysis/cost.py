@@ -417,6 +417,7 @@ def model_cost(
         options,
         exact,
         works,
+        (model, graph, input_shape),
     )
 
 # %% ../../nbs/api/analysis/26_cost.ipynb #afa34100

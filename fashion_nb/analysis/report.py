@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from html import escape
+from importlib import import_module
 from pathlib import Path
 
 from .memory import ScheduleError, bytes_each
@@ -115,6 +116,8 @@ class CostReport:
     options: tuple[str, ...] = ()  # what else departs from the plain count, in words
     best_order: bool = True  # is the peak of memory proved to be the least of all orders?
     works: dict = field(default_factory=dict, repr=False, compare=False)  # `Work` by row's name
+    # model, its calls and the input shape that was said, for `to_html`
+    source: tuple | None = field(default=None, repr=False, compare=False)
 
     @property
     def unknown(self) -> list[str]:
@@ -166,6 +169,14 @@ class CostReport:
     def text(self, form: str) -> str:
         "The report as 'txt', 'json', 'csv', 'md', 'tex' or 'html'."
         return _as_text(self, form)
+
+    def to_html(
+        self,
+        device=None,  # a `Device`; this machine's peaks are measured if None
+    ) -> str:  # a page that needs no other file
+        "Table, graph, memory, roofline and receptive fields on one page."
+        # the page draws all rooms together, so it comes after them
+        return import_module("fashion_nb.analysis.page").model_page(self, device)
 
     def save(self, path) -> Path:
         """Write the report in the form that the file's name asks for: .txt, .json, .csv, .md, .tex
@@ -417,6 +428,8 @@ def _as_text(
         return json.dumps(report.to_dict(), indent=1) + "\n"
     if form == "csv":
         return report.to_frame().to_csv()
+    if form == "html" and report.source is not None:
+        return report.to_html()
     if form == "html":
         return (
             "<!doctype html><meta"
