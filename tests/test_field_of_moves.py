@@ -487,6 +487,19 @@ def test_channels_that_see_different_things():
     assert field_of(lambda x: layers.Conv2D(6, 3, padding="same")(two(x)), 12, 12, 3).size == (7, 7)
 
 
+def test_positions_are_those_of_all_channels_together():
+    def two(x):
+        return layers.Concatenate()([x, layers.Conv2D(3, 5, padding="same")(x)])
+
+    depthwise = layers.DepthwiseConv2D(3, depth_multiplier=2)
+    row = field_of(lambda x: depthwise(two(x)), 12, 12, 3)
+    assert (row.positions, row.size, row.stride) == ((10, 10), (7, 7), (1, 1))
+    row = field_of(lambda x: layers.AveragePooling2D(2)(two(x)[..., 2:4]), 12, 12, 3)
+    assert (row.positions, row.size, row.stride) == ((6, 6), (6, 6), (2, 2))
+    row = field_of(lambda x: layers.Conv2D(4, 3, groups=2)(two(x)[..., ::-1]), 12, 12, 3)
+    assert (row.positions, row.size, row.stride) == ((10, 10), (7, 7), (1, 1))
+
+
 def test_what_cannot_be_followed_is_said():
     image = keras.Input((8, 8, 3))
     report = receptive_field(keras.Model(image, layers.Conv2D(2, 3)(ops.sort(image, axis=1))))

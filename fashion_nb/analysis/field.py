@@ -130,7 +130,7 @@ def _layer_field(
     )
     # for `box` and `effective_field`; no fields of the record
     object.__setattr__(record, "_paths", field.axes)
-    view = field.view if isinstance(field, GridField) else field
+    view = field.plain() if isinstance(field, GridField) else field
     object.__setattr__(record, "_dims", view and view.dims)
     return record
 

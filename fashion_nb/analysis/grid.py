@@ -15,9 +15,7 @@ from fashion_nb.analysis.axis import (
     Paths,
     Sight,
     TensorField,
-    _gathered,
     _merged,
-    _mixed,
 )
 
 # %% ../../nbs/api/analysis/29_grid.ipynb #36a00007
@@ -112,6 +110,13 @@ def _taps(
     taps = first[:, None] + np.arange(max(int((last - first).max()) + 1, 1))
     return taps, taps <= last[:, None]
 
+
+def _reads_all(step: tuple, count: int) -> bool:
+    "Does a step read every one of so many units?"
+    function, *arguments = step
+    taps, read = _taps(function, tuple(arguments), count)
+    return set(range(count)) <= set((taps if read is None else taps[read]).ravel().tolist())
+
 # %% ../../nbs/api/analysis/29_grid.ipynb #36a0000c
 def _as_sight(
     first: np.ndarray,  # one number a unit
@@ -183,8 +188,10 @@ class GridField:
     ):  # a field with these steps made
         "One step along some of the dimensions; where one makes no difference, nothing happens."
         steps = {dim: step for dim, step in steps.items() if self.dims[dim] is not None}
-        apart = [step for dim, step in steps.items() if dim in self.loose]
-        keeps_view = self.view and all(step[0] in (_mixed, _gathered) for step in apart)
+        sizes = {dim: max(row[0].shape[dim] for row in self.spots) for dim in steps}
+        # taken together, they see the same as long as each is read by somebody
+        apart = [dim for dim in steps if dim in self.loose]
+        keeps_view = self.view and all(_reads_all(steps[dim], sizes[dim]) for dim in apart)
 
         def change(spots):
             for dim, (function, *arguments) in steps.items():
@@ -249,9 +256,20 @@ class GridField:
     @property
     def axes(self) -> tuple[Paths, ...]:
         "For a report: what is seen along each axis of the image, each place once."
-        if self.view:
-            return self.view.axes
+        if plain := self.plain():
+            return plain.axes
         return tuple(Paths(*map(_each_once, row)) for row in self.spots)
+
+    def plain(self) -> TensorField | None:
+        "What positions see, all channels taken together; None if rows and columns are mixed up."
+        if self.view:
+            return self.view
+        for dim in range(self.rank - 1, 0, -1):  # channels are last, as a rule
+            if self.dims[dim] is not None:
+                found = self.gathered([dim])
+                if isinstance(found, TensorField) and any(d is not None for d in found.dims):
+                    return found
+        return None
 
     @staticmethod
     def merge(fields, shape):
