@@ -3,6 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
@@ -17,7 +18,17 @@ HEADLINES = (
     "fashon_recipe/stride_2-*", "record/long-*",
 )
 
+
+class WithoutIndex(build_py):
+    "Leaves out nbdev's index of private names, which only those who work on the project read."
+
+    def find_package_modules(self, package, package_dir):
+        found = super().find_package_modules(package, package_dir)
+        return [entry for entry in found if entry[1] != "_modidx"]
+
+
 setup(
+    cmdclass={"build_py": WithoutIndex},
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
