@@ -69,7 +69,7 @@ def graph_svg(
             else:
                 middle = end[1] - 5
                 way = f"M{start[0]} {start[1]}V{middle}H{end[0]}V{end[1]}"
-            parts.append(f'<path d="{way}"/>')
+            parts.append(f'<path d="{way}" fill="none" stroke="gray"/>')
     for call in graph.calls:
         (x, y), row = places[call.index], rows.get(call.name)
         share = row.flops / max(report.total.flops, 1) if row else 0
@@ -81,13 +81,13 @@ def graph_svg(
         figure = "?" if not known else f"{share:.1%}" if share else ""
         parts.append(
             f'<g class="{"" if known else "unknown"}"><title>{escape(words)}</title>'
-            f'<rect x="{x}" y="{y}" width="{_WIDE}" height="24" rx="4" style="fill:{_shade(share)}"'
-            f'/><text x="{x + 8}" y="{y + 16}">{escape(name)}</text>'
-            f'<text x="{x + _WIDE - 8}" y="{y + 16}" class="end">'
+            f'<rect x="{x}" y="{y}" width="{_WIDE}" height="24" rx="4" stroke="gray"'
+            f' style="fill:{_shade(share)}"/><text x="{x + 8}" y="{y + 16}">{escape(name)}</text>'
+            f'<text x="{x + _WIDE - 8}" y="{y + 16}" text-anchor="end">'
             f"{escape(call.kind.removeprefix('ops.'))} {figure}</text></g>"
         )
     return (
-        f'<svg class="graph" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" role="img"'
+        f'<svg class="graph" font-family="sans-serif" font-size="12" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" role="img"'
         f' aria-label="The calls of {escape(report.model)}">{"".join(parts)}</svg>'
     )
 
