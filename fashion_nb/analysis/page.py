@@ -41,7 +41,7 @@ def _lanes(
     return lanes
 
 # %% ../../nbs/api/analysis/38_page.ipynb #39a00008
-_STEP, _WIDE, _GAP = 34, 300, 24  # between rows, of a box, between lanes
+_STEP, _WIDE, _GAP = 34, 340, 24  # between rows, of a box, between lanes
 
 
 def _shade(share: float) -> str:
@@ -74,20 +74,23 @@ def graph_svg(
         (x, y), row = places[call.index], rows.get(call.name)
         share = row.flops / max(report.total.flops, 1) if row else 0
         known = not row or row.known
-        name = call.name if len(call.name) < 27 else f"…{call.name[-25:]}"
         words = f"{call.name}: {call.kind}, {_shape_text(call.output_shape)}"
         if row:
             words += f", {row.macs:,} MACs, {row.params:,} parameters"
         figure = "?" if not known else f"{share:.1%}" if share else ""
+        kind = f"{call.kind.removeprefix('ops.')} {figure}".strip()
+        space = max(44 - len(kind), 8)
+        name = call.name if len(call.name) <= space else f"…{call.name[1 - space:]}"
         parts.append(
             f'<g class="{"" if known else "unknown"}"><title>{escape(words)}</title>'
             f'<rect x="{x}" y="{y}" width="{_WIDE}" height="24" rx="4" stroke="gray"'
             f' style="fill:{_shade(share)}"/><text x="{x + 8}" y="{y + 16}">{escape(name)}</text>'
             f'<text x="{x + _WIDE - 8}" y="{y + 16}" text-anchor="end">'
-            f"{escape(call.kind.removeprefix('ops.'))} {figure}</text></g>"
+            f"{escape(kind)}</text></g>"
         )
     return (
-        f'<svg class="graph" font-family="sans-serif" font-size="12" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" role="img"'
+        f'<svg class="graph" font-family="sans-serif" font-size="12" viewBox="0 0 {wide} {high}"'
+        f' width="{wide}" height="{high}" role="img"'
         f' aria-label="The calls of {escape(report.model)}">{"".join(parts)}</svg>'
     )
 
