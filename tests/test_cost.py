@@ -286,7 +286,7 @@ def test_files_hold_the_same_numbers(tmp_path):
     document = json.loads(files["json"])
     assert [row["flops"] for row in (*document["layers"], document["total"])] == flops
     head, *rows = Table(files["html"]).rows
-    assert [row[0] for row in rows] == names and [row[head.index("flops")] for row in rows] == [
+    assert [row[0] for row in rows] == names and [row[head.index("FLOPs")] for row in rows] == [
         f"{count:,}" for count in flops
     ]
     markdown = [
