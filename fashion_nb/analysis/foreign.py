@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/api/analysis/03_foreign.ipynb #35a00004
 import inspect
+import re
 import sys
 from contextlib import contextmanager
 from functools import cache
@@ -176,11 +177,11 @@ def _listen_to_tensorflow() -> None:
     Listener().register()
 
 # %% ../../nbs/api/analysis/03_foreign.ipynb #35a0000b
-_ARITHMETIC = set(
-    "Add AddV2 BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd Conv2D Conv2DBackpropInput Conv3D"
-    " Conv3DBackpropInputV2 Cumsum DepthwiseConv2dNative Div Einsum Elu Erf Exp Log LogSoftmax"
-    " MatMul Max Maximum Mean Min Minimum Mul Neg Pow Prod RealDiv Relu Rsqrt SelfAdjointEigV2 Selu"
-    " Sigmoid Softmax Softplus Sqrt Square SquaredDifference Sub Sum Svd Tanh".split()
+_ARITHMETIC = re.compile(  # TensorFlow's names of operations, which are not Keras's kinds
+    "Add(V2)?|BatchMatMul(V[23])?|BiasAdd|Conv[23]D(Backprop.*)?|Cumsum|DepthwiseConv2dNative.*"
+    "|(Real)?Div|Einsum|Elu|Erf|Exp|Log(Softmax)?|MatMul|M(ax|in)(imum)?|Mean|Mul|Neg|Pow|Prod"
+    "|Relu\d?|Rsqrt|SelfAdjointEigV2|Selu|Sigmoid|Soft(max|plus)|Sqrt|Square(dDifference)?|Sub|Sum"
+    "|Svd|Tanh"
 )
 
 
@@ -198,7 +199,8 @@ def _hearing(
 
     def heard(op_type, inputs, attrs, outputs, op_name=None, graph=None):
         sizes = [tensor.shape.num_elements() for tensor in (*inputs, *outputs)]
-        if graph is None and _recording() and decoded(op_type) in _ARITHMETIC and max(sizes) > 1:
+        named = _ARITHMETIC.fullmatch(decoded(op_type))
+        if graph is None and named and _recording() and max(sizes, default=0) > 1:
             missed()
 
     def decoded(name):
