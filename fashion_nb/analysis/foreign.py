@@ -180,7 +180,7 @@ def _listen_to_tensorflow() -> None:
 _ARITHMETIC = re.compile(  # TensorFlow's names of operations, which are not Keras's kinds
     "Add(V2)?|BatchMatMul(V[23])?|BiasAdd|Conv[23]D(Backprop.*)?|Cumsum|DepthwiseConv2dNative.*"
     "|(Real)?Div|Einsum|Elu|Erf|Exp|Log(Softmax)?|MatMul|M(ax|in)(imum)?|Mean|Mul|Neg|Pow|Prod"
-    "|Relu\d?|Rsqrt|SelfAdjointEigV2|Selu|Sigmoid|Soft(max|plus)|Sqrt|Square(dDifference)?|Sub|Sum"
+    "|Relu[0-9]?|Rsqrt|SelfAdjointEigV2|Selu|Sigmoid|Soft(max|plus)|Sqrt|Square(dDifference)?|Sub|Sum"
     "|Svd|Tanh"
 )
 
