@@ -253,8 +253,8 @@ def _traced(
     args: tuple,  # with symbolic tensors
     kwargs: dict,  # with symbolic tensors
 ) -> tuple:  # the graph of `layer.call` (a `Function`); is work on weights and arrays missing?
-    """Call `layer` symbolically and read what was recorded; whatever goes wrong is the caller's to
-    say. Where a `call` cannot do with weights and arrays that are recorded, they are not."""
+    """Call `layer` symbolically and read what was recorded. Exceptions are left to the caller; a
+    `call` that fails on recorded weights and arrays is followed again without recording them."""
     watch = _Watch()
     with _hearing(watch.heard):
         try:

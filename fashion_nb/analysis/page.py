@@ -103,7 +103,7 @@ def _axis_marks(low: float, high: float) -> list[float]:
 def memory_svg(
     report: CostReport,  # from `model_cost`
 ) -> str:  # an <svg>
-    "The activations that are alive while each call runs, one bar a call."
+    "The activations that are alive while each call runs, one bar per call."
     rows, peak = report.layers, max(report.total.memory, 1)
     wide, high = 900, 180
     step = (wide - 70) / max(len(rows), 1)

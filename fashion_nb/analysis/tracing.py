@@ -46,8 +46,8 @@ def _changed(
 
 
 def _side_effects() -> list[tuple]:  # for `_changed`
-    """Losses and assignments, which pass: a symbolic tensor has no value for them, and the model's
-    own must stay as they are."""
+    """Losses and assignments, which do nothing: a symbolic tensor has no value for them, and the
+    model's own must stay as they are."""
     import keras
 
     def passes(self, value, *args, **kwargs):

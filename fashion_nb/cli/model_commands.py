@@ -70,8 +70,8 @@ def _shapes(ctx, param, given):
 
 
 _SHAPE = click.option("--input-shape", type=_Sizes(), multiple=True, callback=_shapes,
-    help="Where the model leaves sizes open, such as 224,224,3, or image=224,224,3 for each of"
-    " several inputs.")
+    help="The shape where the model leaves sizes open: 224,224,3, or image=224,224,3 once for"
+    " each of several inputs.")
 _FILES = (
     click.option("--custom", "places", metavar="FILE.py:CLASS", multiple=True,
         help="A layer of your own that the file needs. FILE.py is run."),
@@ -263,20 +263,20 @@ def field_command(model, input_shape, places, trust, source, verify, as_json):
 # %% ../../nbs/api/cli/03_model_commands.ipynb #91872b7c
 @cli.command("check")
 @click.argument("model")
-@click.option("--max-macs", metavar="SIZE", help="Multiply-accumulates, such as 5M.")
-@click.option("--max-flops", metavar="SIZE", help="FLOPs, in the convention.")
-@click.option("--max-params", metavar="SIZE", help="Parameters, such as 100K.")
-@click.option("--max-memory", metavar="SIZE", help="Memory of activations, such as 256KB or 1MiB.")
-@click.option("--layer-share", type=float, help="The largest share of MACs of one layer.")
+@click.option("--max-macs", metavar="SIZE", help="Most multiply-accumulates, such as 5M.")
+@click.option("--max-flops", metavar="SIZE", help="Most FLOPs, counted as --convention says.")
+@click.option("--max-params", metavar="SIZE", help="Most parameters, such as 100K.")
+@click.option("--max-memory", metavar="SIZE", help="Most memory of activations, such as 256KB.")
+@click.option("--layer-share", type=float, help="Most of all MACs in one layer, from 0 to 1.")
 @click.option("--convention", default="two_per_mac", show_default=True,
     help="How a FLOP is counted.")
 @_with_options((_SHAPE, *_FILES))
 def check_command(model, layer_share, convention, input_shape, places, trust, **limits):
-    """Hold MODEL to a budget: status 1 if it takes more.
+    """Check MODEL against a budget: exit status 1 if it exceeds a limit.
 
     MODEL is a name from 'fashion_nb models', a description in words, a
-    .keras or .h5 file, or keras.applications.NAME. What cannot be counted
-    keeps no limit.
+    .keras or .h5 file, or keras.applications.NAME. A limit on work or
+    memory fails if not all of the model can be counted.
 
     \b
     Examples:
