@@ -264,12 +264,11 @@ class GridField:
         "What positions see, all channels taken together; None if rows and columns are mixed up."
         if self.view:
             return self.view
-        for dim in range(self.rank - 1, 0, -1):  # channels are last, as a rule
-            if self.dims[dim] is not None:
-                found = self.gathered([dim])
-                if isinstance(found, TensorField) and any(d is not None for d in found.dims):
-                    return found
-        return None
+        if self.dims[-1] is None:  # channels are last, as a rule
+            return None
+        found = self.gathered([self.rank - 1])
+        placed = isinstance(found, TensorField) and any(dim is not None for dim in found.dims)
+        return found if placed else None
 
     @staticmethod
     def merge(fields, shape):
