@@ -57,8 +57,9 @@ def _chosen(report: FieldReport, layer) -> list[LayerField]:
         return [report[name] for name in ([layer] if isinstance(layer, str) else layer)]
     chosen, widest = [], (0,) * len(report.image)
     for record in report.layers:
-        if all(record.size) and record.exact and record.size > widest:
-            chosen, widest = [*chosen, record], record.size
+        wider = any(size > before for size, before in zip(record.size, widest))
+        if all(record.size) and record.exact and wider:
+            chosen, widest = [*chosen, record], tuple(map(max, record.size, widest))
     if not chosen:
         raise FieldError(
             f"no layer of {report.model!r} sees a place of the image: expected one that does"

@@ -27,7 +27,7 @@ from fashion_nb.analysis.axis import (
 )
 from .field_handlers import _rule
 from .field_rules import _each, _padded, _reshaped
-from .grid import GridField, same_everywhere, side_by_side
+from .grid import GridField, _view, same_everywhere, side_by_side
 from .traits import einsum_letters, kinds_of
 
 # %% ../../nbs/api/analysis/32_field_mixing.ipynb #a77e4ded
@@ -333,7 +333,7 @@ def _cutting(call, fields):
 
 def _merged_views(fields, call):
     "What is seen if all that is stacked is taken together."
-    views = [field.view if isinstance(field, GridField) else field for field in fields if field]
+    views = [_view(field) for field in fields if field]
     return None if None in views else _merged(views, call.outputs[0].shape)
 
 # %% ../../nbs/api/analysis/32_field_mixing.ipynb #26787014

@@ -27,7 +27,7 @@ from fashion_nb.analysis.axis import (
     window_places,
 )
 from .field_handlers import _rule
-from .grid import GridField, as_grid, same_everywhere, side_by_side
+from .grid import GridField, _view, as_grid, same_everywhere, side_by_side
 from .traits import kinds_of
 
 # %% ../../nbs/api/analysis/31_field_rules.ipynb #bf89def9
@@ -172,7 +172,7 @@ def _padded(field, shape, pairs, mode="constant"):
     for dim in blank:  # such as channels: the new ones see nothing
         front, behind = pairs[dim]
         parts = [(None, front), (field, shape[dim]), (None, behind)]
-        view = field.view if isinstance(field, GridField) else field
+        view = _view(field)
         field = side_by_side(*zip(*[part for part in parts if part[1]]), dim=dim, view=view)
     return field
 
@@ -242,7 +242,7 @@ def _reshaped(field, old, new):
 
 def _melted(field, groups, old, new):
     "What is seen if all that is melted with the channels is taken together; else None."
-    view = field.view if isinstance(field, GridField) else field
+    view = _view(field)
     order = [None] * len(new)
     for ours, theirs in groups:
         if len(ours) == len(theirs) == 1:
@@ -394,7 +394,7 @@ def _concatenation(call, fields):
     if len(sizes) != len(fields):  # some are weights, which see nothing
         known = dict(zip((tensor.key for tensor in call.inputs), fields))
         fields = [known.get(getattr(part, "key", None)) for part in _joined_parts(call)]
-    views = [field.view if isinstance(field, GridField) else field for field in fields if field]
+    views = [_view(field) for field in fields if field]
     along = any(view is None or view.dims[dim] is not None for view in views)
     return side_by_side(fields, sizes, dim, None if along else _merged(views, shape))
 

@@ -13,7 +13,7 @@ from .field_handlers import _RULES, _SORTS, _each_element, _rule
 from .field_mixing import _cutting, _product
 from .field_rules import _concatenation
 from .graph import model_graph
-from .grid import GridField
+from .grid import GridField, _view
 
 # %% ../../nbs/api/analysis/33_field_walk.ipynb #0b33931b
 def _inner(call, layer, fields):
@@ -43,7 +43,7 @@ def _time_distributed(call, fields):
         [replace(t, shape=(t.shape[0], *t.shape[2:])) for t in side]
         for side in (call.inputs, call.outputs)
     )
-    fields = [field.view if isinstance(field, GridField) else field for field in fields]
+    fields = [_view(field) for field in fields]
     if all(field is None for field in fields):
         return NotImplemented  # one by one, nobody knows where the steps are
     inside = [

@@ -34,19 +34,18 @@ _UNARY = {  # TensorFlow's name: Keras's
     **{
         f"math.{name}": name
         for name in (
-            "abs acos acosh asin asinh atan atanh cos cosh erf exp expm1 floor log log1p negative"
-            " reciprocal round rsqrt sigmoid sign sin sinh sqrt square tan tanh"
+            "abs ceil cos cosh erf exp expm1 floor log log1p negative reciprocal round rsqrt"
+            " sigmoid sign sin sinh softplus sqrt square tan tanh"
         ).split()
     },
     **{f"nn.{name}": name for name in "elu relu relu6 selu silu softplus softsign".split()},
     "math.acos": "arccos", "math.acosh": "arccosh", "math.asin": "arcsin", "math.asinh": "arcsinh",
-    "math.atan": "arctan", "math.atanh": "arctanh", "math.ceil": "ceil",
-    "math.softplus": "softplus",
+    "math.atan": "arctan", "math.atanh": "arctanh",
     "stop_gradient": "stop_gradient", "zeros_like": "zeros_like", "ones_like": "ones_like",
 }  # fmt: skip
 _BINARY = {
     **{f"math.{name}": name for name in "add subtract multiply divide maximum minimum".split()},
-    "math.pow": "power", "math.squared_difference": None, "math.divide_no_nan": "divide_no_nan",
+    "math.pow": "power", "math.divide_no_nan": "divide_no_nan",
 }  # fmt: skip
 _REDUCTIONS = {
     "reduce_sum": "sum", "reduce_mean": "mean", "reduce_max": "max", "reduce_min": "min",
@@ -72,7 +71,6 @@ def _translations() -> dict:  # TensorFlow's name: a function of its arguments
             t, clip_value_min, clip_value_max
         ),
         "concat": lambda values, axis: ops.concatenate(values, int(axis)),
-        "einsum": lambda equation, *inputs: ops.einsum(equation, *inputs),
         "expand_dims": lambda input, axis: ops.expand_dims(input, int(axis)),
         "gather": lambda params, indices, axis=0: ops.take(params, indices, int(axis)),
         "identity": lambda input: input,
@@ -108,18 +106,19 @@ def _translated(
     "Say a line of TensorFlow in `keras.ops`."
     from keras import ops
 
+    if name == "einsum" and not kwargs:
+        return ops.einsum(*args)
     signature = inspect.signature(function)
-    given = dict(signature.bind(*args, **kwargs).arguments)
     # functions of TensorFlow call each other with all their arguments
-    for key in [key for key in given if signature.parameters[key].default is given[key]]:
-        del given[key]
-    given.pop("name", None)
+    given = {
+        key: value
+        for key, value in signature.bind(*args, **kwargs).arguments.items()
+        if key != "name" and signature.parameters[key].default is not value
+    }
     plain = _UNARY.get(name, _BINARY.get(name))
     if plain and hasattr(ops, plain):
         expected = 1 if name in _UNARY else 2
         return getattr(ops, plain)(*given.values()) if len(given) == expected else None
-    if name == "einsum":
-        return ops.einsum(*args)
     try:
         return _translations()[name](**given)
     except (KeyError, TypeError, ValueError):
@@ -218,9 +217,10 @@ def _overheard(
     layer,  # a user's layer or model, built
     args: tuple,  # with symbolic tensors
     kwargs: dict,  # with symbolic tensors
-) -> list[tuple]:  # layer, args and kwargs of each call of a layer in it, with fresh inputs
+) -> list:  # the graph of each call of a layer in it (a `Function`), on inputs of its own
     "Let the back end run a `call` on tensors without values, and note which layers are called."
     import keras
+    from keras.src.ops.function import Function
 
     calls, plain, inside = [], keras.Layer.__call__, []
 
@@ -245,7 +245,12 @@ def _overheard(
 
     with _changed([*_side_effects(), (keras.Layer, "__call__", __call__)]):
         keras.src.backend.compute_output_spec(once, *args, **kwargs)
-    return [call for call in calls if _has(_is_keras_tensor, call[1:])]
+    functions = []
+    for called, args, kwargs in calls:
+        inputs = [part for part in keras.tree.flatten((args, kwargs)) if _is_keras_tensor(part)]
+        if inputs:
+            functions.append(Function(inputs, called(*args, **kwargs)))
+    return functions
 
 # %% ../../nbs/api/analysis/03_foreign.ipynb #ee3a3966
 def _traced(

@@ -156,9 +156,11 @@ class _Walker:
 
     def follow(self, function, tensors, prefix, missing):
         "Walk what was recorded of a `call`, and mark it if something is missing; its outputs."
+        first = len(self.calls)
         outputs = self.run(function, tensors, prefix, traced=True)
-        if missing and self.calls:
-            self.calls[-1] = replace(self.calls[-1], missing=_MISSING)
+        if missing and len(self.calls) > first:  # else nothing that is returned was computed
+            words = ", ".join(filter(None, (self.calls[-1].missing, _MISSING)))
+            self.calls[-1] = replace(self.calls[-1], missing=words)
         return outputs
 
     def visit(self, node, known, path):
@@ -248,7 +250,6 @@ def _partly(walker, operation, node, known, path, symbolic, error):
     """A call that cannot be followed: the layers that it was heard to call, and then the call
     itself, marked; None for a layer in which none was heard."""
     import keras
-    from keras.src.ops.function import Function
 
     try:
         heard = _overheard(operation, *symbolic)
@@ -259,14 +260,8 @@ def _partly(walker, operation, node, known, path, symbolic, error):
     if not heard:
         return None
     prefix, first = walker.unique(path) + "/", len(walker.calls)
-    for layer, args, kwargs in heard:
-        symbols = [
-            part
-            for part in keras.tree.flatten((args, kwargs))
-            if isinstance(part, keras.KerasTensor)
-        ]
-        function = Function(symbols, layer(*args, **kwargs))
-        unseen = [walker.leaf(symbol, UNSEEN) for symbol in symbols]
+    for function in heard:
+        unseen = [walker.leaf(symbol, UNSEEN) for symbol in function.inputs]
         walker.run(function, unseen, prefix, traced=True)
     walker.names.discard(prefix[:-1])
     outputs = _record(walker, operation, node, known, path)
@@ -358,10 +353,9 @@ def _record(walker, operation, node, known, path):
         if any(size is not None and size < 1 for shape, _ in found for size in shape):
             raise GraphError(f"nothing would be left of it, but {found[0][0]}")
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         shapes = ", ".join(str(tensor.shape) for tensor in inputs)
         raise GraphError(
-            f"call {name!r} of model {walker.model_name!r} does not take {shapes}: {reason}"
+            f"call {name!r} of model {walker.model_name!r} does not take {shapes}: {_reason(error)}"
         ) from error
     if any(size is None for shape, _ in found for size in shape):
         raise GraphError(

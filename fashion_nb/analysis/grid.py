@@ -173,14 +173,13 @@ class GridField:
         self,
         change,  # a function of `Spots`
         view: TensorField | None = None,  # of the outcome
-        exact: bool = True,  # is nothing lost?
     ):  # a `GridField`, or a `TensorField` if one can say the same
         "The same change along all paths."
         rows = []
         for row in self.spots:
             whole = change(row[0])
             rows.append((whole, *(whole if one is row[0] else change(one) for one in row[1:])))
-        return _simplest(GridField(tuple(rows), self.exact and exact, view))
+        return _simplest(GridField(tuple(rows), self.exact, view))
 
     def changed(
         self,

@@ -176,8 +176,7 @@ def _by_convention(report: CostReport, graph: ModelGraph) -> dict[str, list]:
         for name in CONVENTIONS
         if name != "profiler"
     }
-    plain = not report.training and not report.options
-    if plain and all(row.kind for row in rows if row.name != "(in no call)"):
+    if not report.training and not report.options:
         by_name = dict(zip((call.name for call in graph.calls), profiler_counts(graph.calls)))
         found["profiler"] = [by_name.get(row.name, 0) for row in rows]
     return {
