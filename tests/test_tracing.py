@@ -198,3 +198,17 @@ def test_tensorflows_work_on_weights_is_not_zero_in_silence():
     assert report.total.macs == 30 and len(report.unknown) == 1
     assert "weights and arrays" in report[report.unknown[0]].note
     assert not report_of(Scalar(), (6,)).unknown
+
+
+class Idle(AtOnce):
+    "Computes something that it does not return."
+
+    def call(self, x):
+        tf.matmul(self.a, self.b)
+        return x
+
+
+def test_a_mark_is_not_put_on_the_call_before():
+    image = keras.Input((6,))
+    model = keras.Model(image, Idle()(keras.layers.Dense(6)(image)))
+    assert not model_cost(model, strict=True).unknown
