@@ -406,7 +406,7 @@ def test_data_in_the_place_of_the_split(run, data):
 
 @pytest.mark.parametrize("split", ["validation", "train"])
 def test_a_bare_model_knows_no_other_images(data, split):
-    assert evaluate(network(), data=data).details["split"] == "test"
+    assert evaluate(network(), data=data, pixels="0..255").details["split"] == "test"
     with pytest.raises(EvaluateError, match=f"a bare model does not know its {split} images"):
         evaluate(network(), split, data)
 
@@ -430,8 +430,9 @@ def test_a_run_that_held_nothing_out(run, data):
 
 
 def test_flip_averaging_is_the_mean_of_two_answers(data):
-    plain, mirrored = evaluate(network(), data=data), evaluate(network(flipped=True), data=data)
-    both = evaluate(network(), data=data, flip_averaged=True)
+    known = {"data": data, "pixels": "0..255"}
+    plain, mirrored = evaluate(network(), **known), evaluate(network(flipped=True), **known)
+    both = evaluate(network(), flip_averaged=True, **known)
     np.testing.assert_allclose(
         both.probabilities, (plain.probabilities + mirrored.probabilities) / 2, atol=1e-6
     )
@@ -448,8 +449,8 @@ def test_flip_averaging_costs_two_passes(data, monkeypatch):
         "predict",
         lambda images, **words: seen.append(len(images)) or predict(images, **words),
     )
-    evaluate(model, data=data)
-    evaluate(model, data=data, flip_averaged=True)
+    evaluate(model, data=data, pixels="0..255")
+    evaluate(model, data=data, flip_averaged=True, pixels="0..255")
     assert seen == [50, 50, 50]
 
 
@@ -498,7 +499,7 @@ def test_the_saved_model_of_a_run_counts_for_the_run(run, data):
 
 def test_what_was_refused_was_not_counted(run, data):
     narrow = replace(data, test=Split(data.test.images[:, :20], data.test.labels))
-    with pytest.raises(EvaluateError, match="expected one that takes"):
+    with pytest.raises(EvaluateError, match="have the shape .20, 28, 1.: expected .28, 28, 1."):
         evaluate(run, data=narrow)
     assert not record_of(run).get("test_opened")
 
@@ -620,11 +621,11 @@ sys.meta_path.insert(0, NoTensorFlow())
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_evaluate import *
 data = FashionMNIST(made_split(240, 0), made_split(50, 1), "made", Path("."))
-both = evaluate(network(), data=data, flip_averaged=True)
+both = evaluate(network(), data=data, flip_averaged=True, pixels="0..255")
 np.save({str(tmp_path / "both.npy")!r}, both.probabilities)
 assert both.calibration().table.images.sum() == 50 and "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     data = FashionMNIST(made_split(240, 0), made_split(50, 1), "made", Path("."))
-    here = evaluate(network(), data=data, flip_averaged=True).probabilities
+    here = evaluate(network(), data=data, flip_averaged=True, pixels="0..255").probabilities
     np.testing.assert_allclose(np.load(tmp_path / "both.npy"), here, atol=1e-5)

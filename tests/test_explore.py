@@ -27,11 +27,12 @@ COPY, TWIN, INVERTED, BLANK = (
 )  # (original, where its copy is put), and one image each
 
 
-@pytest.fixture(scope="module")
-def defective(data):
-    """All training images, with a copy, a flipped twin, an inverted and an all-zero image, and 50
+@pytest.fixture(scope="module", params=[12_000, pytest.param(60_000, marks=pytest.mark.slow)])
+def defective(data, request):
+    """Training images, with a copy, a flipped twin, an inverted and an all-zero image, and 50
     swapped labels."""
-    images, labels = np.array(data.train.images), np.array(data.train.labels)
+    images = np.array(data.train.images[: request.param])
+    labels = np.array(data.train.labels[: request.param])
     for original, copy in (COPY, TWIN):
         labels[copy] = labels[original]
     images[COPY[1]] = images[COPY[0]]

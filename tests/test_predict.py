@@ -13,9 +13,10 @@ from PIL import Image
 from fashion_nb.data.idx import CLASS_NAMES
 from fashion_nb.prediction import predict as predict_room
 from fashion_nb.prediction import pretrained as pretrained_room
+from fashion_nb.prediction.files import predict_files
 from fashion_nb.prediction.image import PredictError, prepare
 from fashion_nb.prediction.novelty import FALSE_ALARMS
-from fashion_nb.prediction.predict import predict, predict_files  # fmt: skip
+from fashion_nb.prediction.predict import predict
 from fashion_nb.prediction.pretrained import (
     load_novelty,
     load_pretrained,
@@ -214,16 +215,17 @@ def test_other_networks_are_refused(boot):
         return keras.Sequential(layers, name="other")
 
     for model, words in [
-        (network((28, 28, 3), 10), r"\(28, 28, 3\)"),
+        (network((32, 32, 3), 10), r"takes \(32, 32, 3\)"),
         (network((28, 28, 1), 100), r"\(100,\)"),
-        (network((28, 28, 1), 10, "linear"), "not probabilities"),
-        (keras.Sequential(), "is not a network|takes"),
+        (network((28, 28, 1), 10), "cannot be told .* state them with pixels="),
+        (keras.Sequential(), "is not a network|no fixed shapes"),
         (3, "int is not a network"),
         ("lenet", "no network .lenet. comes with"),
     ]:
         with pytest.raises((PredictError), match=words):
             predict(boot, model)
-    assert predict(boot, network((28, 28, 1), 10)).novelty == predict(boot).novelty
+    untrained = predict(boot, network((28, 28, 1), 10), pixels="0..1")
+    assert untrained.novelty == predict(boot).novelty
 
 
 # ---------------------------------------------------------------- answers
@@ -273,7 +275,7 @@ def test_the_shipped_network_is_small_and_good(data):
         and details["record"]["data"]["train_sha256"]
         and "test split was not used" in details["note"]
     )
-    found = predict_room._ask(load_pretrained(), data.test.images[:2_000, ..., 0]).argmax(axis=1)
+    found = predict_room.as_classifier(load_pretrained())(data.test.images[:2_000]).argmax(axis=1)
     assert (found == data.test.labels[:2_000]).mean() > 0.93
 
 
@@ -309,7 +311,7 @@ def test_it_works_on_jax_without_data(canvas, tmp_path):
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.partition('.')[0] == 'tensorflow': raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "from fashion_nb.prediction.predict import predict_files\n"
+        "from fashion_nb.prediction.files import predict_files\n"
         f"print(predict_files({str(tmp_path / 'boot.png')!r}).to_text())"
     )
     environment = os.environ | {

@@ -3,7 +3,7 @@ by call.
 
 XLA's lowered analysis and PyTorch's counter look at each graph in processes of their own
 (`checks.workers`). Where a counter counts otherwise by a rule of its own, the rule is in
-`checks.differences.RULES` and must account for the difference exactly. 125 graphs in every run,
+`checks.differences.RULES` and must account for the difference exactly. 50 graphs in every run,
 10,000 with --slow. The environment variable FASHION_NB_SEED moves on to other graphs; a failure
 names the seeds of `random_model` that failed.
 """
@@ -98,15 +98,15 @@ def both_counters():
 
 
 def test_the_first_graphs():
-    models = check_block(0)
+    models = check_block(0, 50)
     assert (
-        max(len(model.layers) for model in models) > 25
+        max(len(model.layers) for model in models) > 20
         and len({layer for model in models for layer in map(type, model.layers)}) > 30
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(1, 10_000 // BLOCK))
+@pytest.mark.parametrize("block", range(10_000 // BLOCK))
 def test_ten_thousand_graphs(block):
     check_block(block * BLOCK)
 

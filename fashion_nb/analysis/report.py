@@ -18,6 +18,7 @@ from .memory import ScheduleError, bytes_each
 from .records import record_named
 from .terms import CostError
 from ..core.files import write_atomically
+from ..core.text import csv_cell, latex_text, markdown_cell
 
 # %% ../../nbs/api/analysis/25_report.ipynb #dc853270
 CONVENTIONS = {
@@ -427,7 +428,7 @@ def _as_text(
     if form == "json":
         return json.dumps(report.to_dict(), indent=1) + "\n"
     if form == "csv":
-        return report.to_frame().to_csv()
+        return report.to_frame().rename(index=csv_cell).map(csv_cell).to_csv()
     if form == "html" and report.source is not None:
         return report.to_html()
     if form == "html":
@@ -439,12 +440,11 @@ def _as_text(
         return f"{report!r}\n"
     frame = _display_frame(report).reset_index()
     if form == "tex":
-        return frame.to_latex(
-            index=False, escape=True, caption=report.title().replace("_", r"\_").replace("%", r"\%")
-        )
-    rows = [frame.columns, ["---"] * len(frame.columns), *frame.to_numpy()]
-    table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
-    return f"{report.title()}\n\n{table}\n"
+        return frame.to_latex(index=False, escape=True, caption=latex_text(report.title()))
+    rows = [[markdown_cell(cell) for cell in row] for row in (frame.columns, *frame.to_numpy())]
+    rows.insert(1, ["---"] * len(frame.columns))
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{markdown_cell(report.title())}\n\n{table}\n"
 
 
 _FORMS = {".json": "json", ".csv": "csv", ".md": "md", ".tex": "tex", ".html": "html",

@@ -19,6 +19,7 @@ from .keras_flops import CheckError
 from .rebuild import CountedLayer, CounterResult
 from .torch import _TorchWorker
 from .xla import _XlaWorker
+from ..core.quiet import without_side_imports
 
 # %% ../../nbs/api/checks/05_workers.ipynb #179073bf
 # counter -> Keras backend, class
@@ -41,7 +42,8 @@ def _serve(
         answers.flush()
 
     try:
-        worker = _BACKENDS[counter][1]()
+        with without_side_imports():
+            worker = _BACKENDS[counter][1]()
     except ImportError as error:
         return say({"missing": error.name})
     say({"ready": counter})

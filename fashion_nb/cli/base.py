@@ -6,9 +6,11 @@
 __all__ = ['ReportError', 'run']
 
 # %% ../../nbs/api/cli/01_base.ipynb #8cbe2914
+import contextlib
 import os
 import shlex
 import sys
+import traceback
 import warnings
 
 import click
@@ -16,7 +18,8 @@ import click
 from .. import __version__
 from ..core.errors import FashionNbError
 from ..core.interrupt import Interrupted, interruptible
-from ..core.quiet import held_back
+from ..core.quiet import held_back, without_side_imports
+from ..core.text import one_line, visible
 
 # %% ../../nbs/api/cli/01_base.ipynb #70fc8347
 class ReportError(FashionNbError):
@@ -27,7 +30,48 @@ def _say(
     message: str,  # one sentence
 ) -> None:
     "A line on standard error, with the command's name in front."
-    click.echo(f"fashion_nb: {message}", err=True)
+    click.echo(f"fashion_nb: {one_line(message)}", err=True)
+
+
+class _Visible:
+    "A stream that writes out what a terminal would obey."
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        return self.stream.write(visible(text))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def _system_says(
+    error: OSError,  # that nobody has foreseen
+) -> str:  # one sentence
+    "What the system has refused, and what can be done about it."
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"the system refuses ({reason}): make room, or send the output elsewhere"
+    return (
+        f"'{error.filename}' cannot be used ({reason}): expected a file or folder that is there,"
+        " that you may use and that has room"
+    )
+
+
+def _unforeseen(
+    error: Exception,  # anything
+) -> str:  # one sentence
+    "What to say where nobody has thought of anything."
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: close other programs, or ask for less at once"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "the home folder of a path with ~ cannot be found: expected a path without ~"
+    told = next(iter(str(error).splitlines()), "")
+    return (
+        f"this was not foreseen ({type(error).__name__}: {told}): run it again with --debug to see"
+        " where, and report it"
+    )
 
 
 def _interruption(
@@ -42,15 +86,31 @@ def _interruption(
     return f"{cause}; resumes with: {shlex.join(['fashion_nb', *arguments])}"
 
 # %% ../../nbs/api/cli/01_base.ipynb #e9bd370c
+def _drop_output() -> None:
+    "Let what could not be written go: Python would try again at its end, and fail aloud."
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(
     command: click.Command,  # what to run
     arguments: list[str] | None = None,  # as typed behind its name; None takes the process's own
-) -> int:  # 0 done, 2 wrong input, 130 interrupted
-    "Run a command and turn what goes wrong on purpose into one line."
+) -> int:  # 0 done, 1 not foreseen, 2 wrong input or refused by the system, 130 interrupted
+    "Run a command and turn what goes wrong into one line; `--debug` shows where it went wrong."
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    debug, typed = "--debug" in typed, [word for word in typed if word != "--debug"]
     warnings.showwarning = lambda message, *_, **__: _say(str(message))
+    with contextlib.redirect_stdout(_Visible(sys.stdout)):
+        return _answer(command, typed, debug)
+
+
+def _answer(command: click.Command, typed: list[str], debug: bool) -> int:
+    "See `run`."
     try:
         with interruptible():
-            return command.main(arguments, prog_name="fashion_nb", standalone_mode=False) or 0
+            status = command.main(typed, prog_name="fashion_nb", standalone_mode=False) or 0
+        sys.stdout.flush()
+        return status
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
     except click.UsageError as error:
@@ -61,15 +121,26 @@ def run(
     except (FashionNbError, click.ClickException) as error:
         _say(error.format_message() if isinstance(error, click.ClickException) else str(error))
     except (KeyboardInterrupt, click.Abort) as error:
-        _say(_interruption(error, sys.argv[1:] if arguments is None else arguments))
+        _say(_interruption(error, typed))
         return 130
+    except BrokenPipeError:  # whoever reads has seen enough
+        _drop_output()
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if not isinstance(error, OSError):
+            _say(_unforeseen(error))
+            return 2 if isinstance(error, RuntimeError) and "home directory" in str(error) else 1
+        _say(_system_says(error))
+        _drop_output()
     return 2
 
 # %% ../../nbs/api/cli/01_base.ipynb #ee0af9ab
 def _start_keras() -> None:
     "Import Keras and its back end without their chatter."
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with held_back():
+    with held_back(), without_side_imports():
         import keras
 
         keras.ops.zeros(1)
@@ -88,6 +159,7 @@ Examples:
   fashion_nb leaderboard             what all the stored runs reached, at what cost
 """,
 )
+@click.option("--debug", is_flag=True, help="Show where in the code an error happened.")
 @click.version_option(__version__, package_name="fashion_nb")
-def cli():
+def cli(debug):  # `run` takes --debug out, wherever it stands
     "Fashion-MNIST: small networks, their costs, their training and their honest results."

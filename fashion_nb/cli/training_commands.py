@@ -14,6 +14,7 @@ import click
 from .base import _start_keras, cli
 from .model_commands import _option
 from ..core.errors import FashionNbError
+from ..core.files import MIB, is_there, parse_json, read_regular
 
 # %% ../../nbs/api/cli/04_training_commands.ipynb #55a48e7e
 def _options(
@@ -42,7 +43,7 @@ def _config(
     base = {}
     if (path := given.pop("config", None)) is not None:
         try:
-            base = json.loads(path.read_text(encoding="utf-8"))
+            base = parse_json(read_regular(path, MIB))
         except (OSError, ValueError) as error:
             raise TrainError(
                 f"{path} cannot be read as settings ({error}): expected a JSON file, such as a"
@@ -192,6 +193,22 @@ def runs_command(folder, tail, as_json):
     )
 
 # %% ../../nbs/api/cli/04_training_commands.ipynb #ed0a18b8
+def _expected(
+    function,  # a command's function
+):  # the same, with --pixels and --classes
+    "What another network expects, for those who know."
+    function = click.option(
+        "--classes",
+        metavar="A,B,...",
+        help="Ten class names in the order of the outputs of another network.",
+    )(function)
+    return click.option(
+        "--pixels",
+        type=click.Choice(["0..255", "0..1", "-1..1", "standard"]),
+        help="What another network was trained on.  [default: found out]",
+    )(function)
+
+
 @cli.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
@@ -206,39 +223,66 @@ def runs_command(folder, tail, as_json):
     is_flag=True,
     help="Average the answers to each image and its mirror image, at twice the cost.",
 )
+@_expected
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     help="Folder for metrics and probabilities.  [default: the run's]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate_command(run, split, flip_averaged, output, as_json):
+def evaluate_command(run, split, flip_averaged, pixels, classes, output, as_json):
     """Evaluate a RUN's folder, or a .keras file; on test unless told otherwise.
 
     Writes metrics.json, metrics.txt and probabilities.npz. The run's record counts how often test
-    was opened.
+    was opened. What pixels a .keras file of somebody else expects is found out on training images
+    and said, or stated with --pixels.
 
     \b
     Examples:
       fashion_nb evaluate runs/first
       fashion_nb evaluate runs/first --split validation --output validation
       fashion_nb evaluate model.keras --output results
+      fashion_nb evaluate model.keras --pixels 0..1
     """
     from fashion_nb.evaluation.evaluation import evaluate as evaluate_model
 
-    if not run.exists():
+    if not is_there(run):
         raise FashionNbError(
             f"{run} does not exist: expected a run's folder or a .keras file, such as those below"
             " runs/"
         )
     _start_keras()
-    evaluation = evaluate_model(run, split, flip_averaged=flip_averaged)
+    evaluation = evaluate_model(
+        run, split, flip_averaged=flip_averaged, pixels=pixels, classes=classes
+    )
     folder = evaluation.save(output or (run if run.is_dir() else run.parent))
     click.echo(
         evaluation.to_json().rstrip() if as_json else f"{evaluation.to_text()}\nwritten to {folder}"
     )
 
 # %% ../../nbs/api/cli/04_training_commands.ipynb #44eef883
+def _network_named(
+    model: Path | None,  # what --model says
+):  # a run, a Keras model, the name of a shipped network, or None
+    "Open what --model means; a slip is refused without Keras."
+    from fashion_nb.models.files import load_saved
+    from fashion_nb.prediction.pretrained import check_pretrained
+    from fashion_nb.training.runs import load_run
+
+    if model is None:
+        return None
+    if not is_there(model):
+        if len(model.parts) == 1 and not model.suffix:
+            check_pretrained(str(model))
+            return str(model)
+        raise FashionNbError(
+            f"there is no file or folder {model}: expected a run's folder, a .keras file, or the"
+            " name of a network in the package"
+        )
+    _start_keras()
+    return load_run(model) if model.is_dir() else load_saved(model)
+
+
 @cli.command("predict")
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
@@ -251,8 +295,15 @@ def evaluate_command(run, split, flip_averaged, output, as_json):
         " package's own choice]"
     ),
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def predict_command(files, model, as_json):
+@_expected
+@click.option("--recursive", is_flag=True, help="Search the folders below a folder too.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A new file for the results, .csv or .jsonl, written as they come.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, all at the end.")
+def predict_command(files, model, pixels, classes, recursive, output, as_json):
     """Name the garment in pictures: PNG, JPEG and others, of any size; or in all pictures of a
     folder.
 
@@ -260,26 +311,40 @@ def predict_command(files, model, as_json):
     Examples:
       fashion_nb predict shoe.jpg
       fashion_nb predict wardrobe/ --json
+      fashion_nb predict photos/ --recursive --output photos.csv
       fashion_nb predict shoe.jpg --model budget_1m
+      fashion_nb predict shoe.jpg --model mine.keras --pixels 0..1
     """
-    from fashion_nb.models.files import load_saved
-    from fashion_nb.prediction.predict import predict_files
-    from fashion_nb.prediction.pretrained import check_pretrained
-    from fashion_nb.training.runs import load_run
+    from contextlib import nullcontext
 
-    named = model is not None and not model.exists() and len(model.parts) == 1 and not model.suffix
-    if named:
-        check_pretrained(str(model))  # a slip is refused without Keras
-    elif model is not None and not model.exists():
-        raise FashionNbError(
-            f"there is no file or folder {model}: expected a run's folder, a .keras file, or the"
-            " name of a network in the package"
-        )
+    from tqdm import tqdm
+
+    from fashion_nb.prediction.files import ResultsFile, picture_files, predict_files
+    from fashion_nb.prediction.image import PredictError
+    from fashion_nb.prediction.predict import as_classifier
+
+    file = nullcontext() if output is None else ResultsFile(output)  # a wrong name is refused first
+    named = _network_named(model)
     _start_keras()
-    if model is not None:
-        model = str(model) if named else load_run(model) if model.is_dir() else load_saved(model)
-    answers = predict_files(files, model)
-    click.echo(json.dumps(answers.to_dict(), indent=1) if as_json else answers.to_text())
+    network = as_classifier(named, pixels, classes)
+    for note in network.notes:
+        click.echo(note, err=True)
+    found = picture_files(files, recursive)
+    with file, tqdm(total=len(found), unit=" pictures", disable=None, leave=False) as bar:
+
+        def tell(answer):
+            bar.update()
+            if output is not None:
+                file.add(answer)
+            if not as_json:
+                failed = isinstance(answer, PredictError)
+                bar.write(f"not used: {answer}" if failed else answer.to_text())
+
+        answers = predict_files(found, network, each=tell)
+    if as_json:
+        click.echo(json.dumps(answers.to_dict(), indent=1))
+    if output is not None:
+        click.echo(f"written to {output}", err=True)
     if answers.errors:
         raise FashionNbError(
             f"{len(answers.errors)} of {len(answers.errors) + len(answers)} pictures could not be"

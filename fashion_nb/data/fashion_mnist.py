@@ -81,10 +81,16 @@ def _places() -> list[tuple[str, Path]]:  # name and folder, in the order in whi
 def _locate(
     file: IdxFile,  # which of the four
     verify: bool,  # compute the hash even where it is known?
+    fetch: bool = True,  # from a mirror, where no place has it? Else `DataError`
 ) -> tuple[np.ndarray, str, Path]:  # the array, the name of its source and the folder
     "Load one file from the first place that has a sound one; the last resort is the download."
     for source, folder in _places():
-        path = _find(folder, file)
+        try:
+            path = _find(folder, file)
+        except OSError as error:
+            message = f"{folder} cannot be read ({error.strerror}); it is skipped"
+            warnings.warn(message, stacklevel=2)
+            continue
         if path is None:
             continue
         try:
@@ -98,28 +104,41 @@ def _locate(
                         f"{error}; it was set aside as {path.name}.corrupt and is fetched again"
                     )
             warnings.warn(message, stacklevel=2)
+    if not fetch:
+        raise DataError(
+            f"{file.name} is nowhere on this machine: expected it in a cache or in Debian's package"
+            " dataset-fashion-mnist; fetch it with 'fashion_nb data --fetch'"
+        )
     return _load(download(file), file), "the official download", cache_folder()
 
 # %% ../../nbs/api/data/03_fashion_mnist.ipynb #aa58c531
 def load_fashion_mnist(
     folder: Path | str | None = None,  # of the four files, packed or not: used or refused
     verify: bool = False,  # hash every file again, even one that has not changed since
+    fetch: bool = True,  # from a mirror, where this machine has none? Else `DataError`
 ) -> FashionMNIST:  # read-only arrays, mapped from the cache where possible
     """Load Fashion-MNIST, verified by SHA-256, from the first source that has it; `DataError` says
     what is wrong."""
     variable = os.environ.get("FASHION_NB_DATA")
     if folder is None and not variable:
-        arrays, sources, folders = zip(*(_locate(file, verify) for file in FILES))
+        arrays, sources, folders = zip(*(_locate(file, verify, fetch) for file in FILES))
         source, place = " and ".join(dict.fromkeys(sources)), folders[0]
     else:
         source = "FASHION_NB_DATA" if folder is None else "the folder asked for"
         place = Path(variable if folder is None else folder).expanduser()
-        if not place.is_dir():
+        try:
+            usable = place.is_dir()
+            paths = [_find(place, file) for file in FILES]
+        except OSError as error:
+            raise DataError(
+                f"{place} ({source}) cannot be read ({error.strerror}): name a folder that you may"
+                " read"
+            ) from None
+        if not usable:
             raise DataError(
                 f"{place} ({source}) is not a folder: name one that holds the four files of"
                 " Fashion-MNIST"
             )
-        paths = [_find(place, file) for file in FILES]
         if missing := [file.name for file, path in zip(FILES, paths) if path is None]:
             raise DataError(
                 f"{place} ({source}) lacks {', '.join(missing)} (or .gz): add what is missing, or"

@@ -8,6 +8,7 @@ __all__ = ['CLASS_NAMES', 'FILES', 'DataError', 'DownloadError', 'IdxFile', 'che
 # %% ../../nbs/api/data/01_idx.ipynb #13b6acd9
 import gzip
 import hashlib
+import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FashionNbError
+from ..core.files import read_regular
 
 # %% ../../nbs/api/data/01_idx.ipynb #501f99bb
 class DataError(FashionNbError):
@@ -127,7 +129,10 @@ def read_content(
     "Read a file of the data set; one that cannot be read or unpacked raises `DataError`."
     remedy = "replace it, or remove it and run `fashion_nb data --fetch`"
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+        content = read_regular(path, 2 * file.size + 1_000)
+        if path.suffix != ".gz":
+            return content[: file.size + 1]
+        with gzip.open(io.BytesIO(content)) as stream:
             return stream.read(file.size + 1)
     except EOFError:
         raise DataError(f"{path} is truncated: expected a whole gzip file; {remedy}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import write_atomically
+from ..core.files import parse_json, read_regular, write_atomically
 from fashion_nb.data.idx import (
     DataError,
     DownloadError,
@@ -34,19 +34,20 @@ def cache_folder() -> Path:  # for instance ~/.cache/fashion_nb
 
 def _stamp(
     path: Path,  # a file
-) -> list[int] | None:  # size in bytes and time of change in ns; None: no such file
+) -> list[int] | None:  # size in bytes, times of change in ns; None: no such file
     "What is compared to see whether a file is still the one that was verified."
     try:
         status = path.stat()
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    # the second time is the system's own: nobody can put it back
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _verified() -> dict[str, list[int]]:  # path: stamp
     "The files that have been verified, as they were then; an unreadable list is an empty one."
     try:
-        known = json.loads((cache_folder() / "verified.json").read_text(encoding="utf-8"))
+        known = parse_json(read_regular(cache_folder() / "verified.json"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

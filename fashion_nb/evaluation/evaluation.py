@@ -7,6 +7,8 @@ __all__ = ['SPLITS', 'run_split', 'evaluate']
 
 # %% ../../nbs/api/evaluation/03_evaluation.ipynb #fdc2a78a
 import json
+import re
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,16 +16,16 @@ import numpy as np
 
 from .. import __version__
 from ..core.files import write_atomically
-from ..core.interrupt import interrupt_callback
+from ..core.interrupt import check_interrupt, interrupt_callback
 from fashion_nb.data.fashion_mnist import (
     FashionMNIST,
     Split,
     load_fashion_mnist,
     split_validation,
 )
-from ..data.idx import CLASS_NAMES
 from .metrics import EvaluateError
 from .scores import Evaluation, score
+from ..models.classifier import Classifier, classifier
 from ..models.files import load_saved
 from ..models.words import ModelError
 from ..training.machine import data_hashes, device_name, git_commit
@@ -78,25 +80,28 @@ def _resolve(
     )
 
 # %% ../../nbs/api/evaluation/03_evaluation.ipynb #1b8aa046
-def _check_shapes(
-    model,  # a Keras model
-    name: str,  # for the message
-    shape: tuple[int, ...],  # of one image
-) -> None:
-    "Refuse a model that is made for other images or other classes."
-    expected = [(*shape,), (len(CLASS_NAMES),)]
-    try:
-        found = [tuple(part[1:]) for part in (model.input_shape, model.output_shape)]
-    except (AttributeError, TypeError, ValueError):
-        found = None
-    if found != expected:
-        problem = (
-            "has no fixed shapes yet" if found is None else f"takes {found[0]} and gives {found[1]}"
-        )
+_IMAGE = (28, 28, 1)
+
+
+def _as_classifier(
+    run: Run | None,  # None stands for a bare model
+    model,  # the run's, or the bare one
+    data: FashionMNIST,  # to try a bare model on
+    pixels: str | None,  # that somebody has stated
+    classes,  # in the order of the outputs, likewise
+) -> Classifier:
+    "What a network expects; `EvaluateError` where that is in doubt, or known from the run."
+    if run is None:
+        try:
+            return classifier(model, pixels, classes, data)
+        except ModelError as error:
+            raise EvaluateError(str(error)) from None
+    if pixels is not None or classes is not None:
         raise EvaluateError(
-            f"the model {name!r} {problem}: expected one that takes {expected[0]} and gives"
-            f" {expected[1]}"
+            f"found pixels or classes for the run {run.folder}, whose network takes pixels 0..255"
+            " and has the classes of the data set: leave them out"
         )
+    return Classifier(model, "0..255", _IMAGE)
 
 # %% ../../nbs/api/evaluation/03_evaluation.ipynb #87967ff6
 SPLITS = ("test", "validation", "train")
@@ -164,16 +169,41 @@ def _count_opening(
     return len(openings)
 
 # %% ../../nbs/api/evaluation/03_evaluation.ipynb #6b0050aa
-def _probabilities(
+_SCOPE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # names that TensorFlow takes in a graph
+
+
+def _can_be_a_graph(
     model,  # a Keras model
+) -> bool:
+    "TensorFlow's graphs refuse names such as 'my net' and 'a|b', which Keras allows."
+    names = [model.name, *(layer.name for layer in model._flatten_layers())]
+    return all(map(_SCOPE.fullmatch, names))
+
+
+def _answers(
+    asked: Classifier,  # what a network expects
+    images: np.ndarray,  # (N, 28, 28, 1)
+) -> np.ndarray:  # (N, 10) float32
+    "Probabilities by Keras's `predict`, or batch by batch where its graph would be refused."
+    inputs = asked.inputs(images)
+    if _can_be_a_graph(asked.model):
+        options = {"batch_size": 1_000, "verbose": 0, "callbacks": [interrupt_callback()]}
+        return asked.probabilities(asked.model.predict(inputs, **options))
+    parts = []
+    for start in range(0, len(images), 1_000):
+        check_interrupt()
+        parts.append(asked(images[start : start + 1_000]))
+    return np.concatenate(parts)
+
+
+def _probabilities(
+    asked: Classifier,  # what a network expects
     images: np.ndarray,  # (N, 28, 28, 1)
     flip_averaged: bool,  # show each image a second time, mirrored left to right
 ) -> np.ndarray:  # (N, 10) float32
     "What a network answers, or the mean of its answers to each image and its mirror image."
     both = [images, images[:, :, ::-1]] if flip_averaged else [images]
-    options = {"batch_size": 1_000, "verbose": 0, "callbacks": [interrupt_callback()]}
-    answers = [np.asarray(model.predict(some, **options), dtype=np.float32) for some in both]
-    return np.mean(answers, axis=0, dtype=np.float32)
+    return np.mean([_answers(asked, some) for some in both], axis=0, dtype=np.float32)
 
 # %% ../../nbs/api/evaluation/03_evaluation.ipynb #f2521ac1
 def evaluate(
@@ -181,19 +211,29 @@ def evaluate(
     split: str = "test",  # or 'validation' or 'train', the run's two parts of the train split
     data: FashionMNIST | None = None,  # None loads Fashion-MNIST
     flip_averaged: bool = False,  # average over each image and its mirror image, at twice the cost
+    pixels: str | None = None,  # of a bare model: what it expects, such as '0..1'; None finds out
+    classes: str | Iterable | None = None,  # of a bare model: ten names in the order of its outputs
 ) -> Evaluation:
     """Evaluate a trained network; with a run, each opening of test is counted in its record. Else
     `EvaluateError`."""
     run, model = _resolve(run_or_model)
+    data = load_fashion_mnist() if data is None else data
     images = run_split(run, split, data)
+    if images.images.shape[1:] != _IMAGE:
+        raise EvaluateError(
+            f"the images of {data.source} have the shape {images.images.shape[1:]}: expected"
+            f" {_IMAGE}, as those of Fashion-MNIST"
+        )
     name = run.config.model if run else model.name
-    _check_shapes(model, name, images.images.shape[1:])
+    asked = _as_classifier(run, model, data, pixels, classes)
     if split == "test" and run and run.status == "running":
         raise EvaluateError(
             f"the run {run.folder} is still training: test is for the end; wait, or evaluate it on"
             " 'validation'"
         )
-    details = {"split": split, "flip_averaged": bool(flip_averaged)}
+    details = {"split": split, "flip_averaged": bool(flip_averaged), "pixels": asked.pixels}
+    if asked.notes:
+        details["notes"] = list(asked.notes)
     if run:
         kept = {
             key: run.record.get(key)
@@ -201,9 +241,11 @@ def evaluate(
         }
         details |= {"run": run.folder.name, "config": json.loads(run.config.to_json()), **kept}
     details |= {f"{split}_sha256": data_hashes(images), "evaluated_on": device_name()}
-    evaluation = score(
-        images.labels, _probabilities(model, images.images, flip_averaged), name, details
-    )
+    try:
+        answers = _probabilities(asked, images.images, flip_averaged)
+    except ModelError as error:
+        raise EvaluateError(str(error)) from None
+    evaluation = score(images.labels, answers, name, details)
     if run and split == "test":
         details["test_opened"] = _count_opening(run)
     return evaluation

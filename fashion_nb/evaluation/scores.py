@@ -8,14 +8,13 @@ __all__ = ['Evaluation', 'score', 'to_half', 'from_half', 'load_evaluation']
 # %% ../../nbs/api/evaluation/02_scores.ipynb #cd2759f4
 import io
 import json
-import zipfile
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from ..core.files import write_atomically
+from ..core.files import parse_json, read_arrays, read_regular, write_atomically
 from ..data.idx import CLASS_NAMES
 from fashion_nb.evaluation.metrics import (
     Calibration,
@@ -233,7 +232,7 @@ def _from_json(
     import pandas as pd
 
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         kinds = {"precision": float, "recall": float, "f1": float, "support": int}
         per_class, averages = (
             pd.DataFrame(values[name]).T[[*kinds]].astype(kinds)
@@ -320,6 +319,7 @@ def _to_text(
         ),
         *_belief(evaluation),
     ]
+    lines += evaluation.details.get("notes", [])
     if count := evaluation.details.get("test_opened"):
         lines.append(f"opening number {count} of the test split for this run")
     lines += ["", f"{'':18}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}"]
@@ -351,7 +351,8 @@ def _to_html(
     heading = escape(
         f"{evaluation.model} on images{conditions}" if conditions else evaluation.model
     )
-    belief = "".join(f"<br>{line}" for line in _belief(evaluation))
+    said = [*_belief(evaluation), *evaluation.details.get("notes", [])]
+    belief = "".join(f"<br>{escape(line)}" for line in said)
     return (
         f"<p>{heading}: {evaluation.right:,} of {evaluation.total:,} right, accuracy"
         f" {evaluation.accuracy:.2%}, 95 % interval {low:.2%} to {high:.2%}{belief}</p>{table}"
@@ -412,19 +413,15 @@ def load_evaluation(
     "Read an evaluation back; a folder that has none, or a damaged one, raises `EvaluateError`."
     folder = Path(folder).expanduser()
     try:
-        evaluation = Evaluation.from_json((folder / "metrics.json").read_text(encoding="utf-8"))
+        evaluation = Evaluation.from_json(read_regular(folder / "metrics.json").decode())
         if not (folder / "probabilities.npz").exists():
             return evaluation
-        with np.load(folder / "probabilities.npz") as arrays:
-            probabilities, labels, predictions = (
-                arrays[name] for name in ("probabilities", "labels", "predictions")
-            )
+        arrays = read_arrays(folder / "probabilities.npz")
+        probabilities, labels, predictions = (
+            arrays[name] for name in ("probabilities", "labels", "predictions")
+        )
         again = score(labels, from_half(probabilities))
-    except (
-        *(OSError, ValueError, KeyError, IndexError, EOFError),
-        zipfile.BadZipFile,
-        EvaluateError,
-    ) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EvaluateError) as error:
         raise EvaluateError(
             f"{folder} has no evaluation that can be read ({error}): evaluate again"
         ) from None

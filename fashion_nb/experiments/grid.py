@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FashionNbError
+from ..core.files import MIB, read_regular
 from ..data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from .grids import GRIDS, ExperimentError, Grid
 from .leaderboard import summarize
@@ -138,7 +139,7 @@ def grid_from_file(
     "A grid of your own; a file that cannot be read or run raises `ExperimentError`."
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, MIB).decode()
         if path.suffix.lower() == ".json":
             return _grid_from(json.loads(text, object_pairs_hook=_unique), path.stem)
         return _grid_from(_from_yaml(text), path.stem)

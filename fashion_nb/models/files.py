@@ -7,11 +7,12 @@ __all__ = ['SAVED', 'check_model_name', 'load_saved', 'load_classes', 'open_mode
 
 # %% ../../nbs/api/models/04_files.ipynb #918e15a7
 import importlib.util
-import json
+import logging
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..core.files import is_there, parse_json
 from .words import ModelError, is_description
 from .zoo import MODELS, build_model, model_info
 
@@ -27,9 +28,9 @@ def check_model_name(
     path = Path(name)
     if name.startswith(_APPLICATIONS) or name in MODELS:
         return
-    if is_description(name) and not path.exists():
+    if is_description(name) and not is_there(path):
         return
-    if path.suffix in SAVED or path.exists() or len(path.parts) > 1:
+    if path.suffix in SAVED or is_there(path) or len(path.parts) > 1:
         if path.suffix not in SAVED:
             raise ModelError(
                 f"found {name}: expected a file that ends in .keras or .h5, as model.save() writes"
@@ -83,11 +84,11 @@ def _config_of(
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return json.loads(archive.read("config.json"))
+                return parse_json(archive.read("config.json"))
         import h5py
 
         with h5py.File(path) as file:
-            return json.loads(file.attrs["model_config"])
+            return parse_json(file.attrs["model_config"])
     except (OSError, KeyError, ValueError):
         return None  # Keras says better what is wrong
 
@@ -139,7 +140,9 @@ def load_saved(
             f"{path} holds a Lambda layer, and so code that would be run: expected a file without,"
             " or, if you trust who made it, trust=True (--trust on the command line)"
         )
+    heard, level = logging.getLogger("absl"), logging.getLogger("absl").level
     try:
+        heard.setLevel("ERROR")  # it warns of metrics that nobody asks for
         return keras.saving.load_model(path, custom, compile=compiled, safe_mode=not trust)
     except Exception as error:  # zip, JSON, HDF5 and Keras itself each have their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -147,6 +150,8 @@ def load_saved(
             f"{path} cannot be opened as a Keras model ({reason}): expected one that model.save() "
             "wrote"
         ) from None
+    finally:
+        heard.setLevel(level)
 
 
 def load_classes(

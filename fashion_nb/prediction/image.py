@@ -135,6 +135,10 @@ def _to_rgb(
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise PredictError(
+                "the picture holds values that are not finite: expected numbers from 0 to 65,535"
+            )
         low, high = float(values.min()), float(values.max())
         picture = _from_array(
             values

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
+from ..core.files import parse_json
 from ..models.words import ModelError
 from ..models.zoo import model_info
 from .augment import AugmentError, parse_augmentation
@@ -239,7 +240,7 @@ def _config_from_json(
 ):  # a `TrainConfig`
     "Read a configuration; what is not an object, or has a field too many, raises `TrainError`."
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise TrainError(
             f"the configuration is not JSON ({error}): expected what to_json() writes"
@@ -247,11 +248,17 @@ def _config_from_json(
     known = [each.name for each in fields(cls)]
     if not isinstance(values, dict):
         raise TrainError(
-            f"the configuration is {values!r}: expected a JSON object with {', '.join(known)}"
+            f"the configuration is a {type(values).__name__}: expected a JSON object with"
+            f" {', '.join(known)}"
         )
     if unknown := sorted(set(values) - set(known)):
         raise TrainError(
             f"the configuration has the unknown field {', '.join(unknown)}: expected only"
             f" {', '.join(known)}"
         )
-    return cls(**values)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError, OverflowError) as error:  # of a value that nobody thought of
+        raise TrainError(
+            f"the configuration cannot be used ({error}): expected what to_json() writes"
+        ) from None

@@ -48,8 +48,10 @@ from fashion_nb.training.runs import (
     Run,
     build_from,
     load_run,
+    most_bytes,
     only_here,
     read_json,
+    read_record,
     recorded,
     save_model,
 )
@@ -83,7 +85,7 @@ def find_record(
             f"the folder {folder} is not empty, and not a run: expected a new folder, or the run of"
             " these settings; name another"
         )
-    old = TrainConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
+    old = TrainConfig.from_json(json.dumps(read_json(folder / "config.json")))
     # it may resume on other devices
     if old.identity != replace(config, device=old.device, distribution=old.distribution).identity:
         new, kept = (json.loads(one.to_json()) for one in (config, old))
@@ -93,7 +95,7 @@ def find_record(
         raise TrainError(
             f"the folder {folder} holds a run of other settings ({changes}): name another folder"
         )
-    return read_json(folder / "record.json") if (folder / "record.json").exists() else None
+    return read_record(folder, True) if (folder / "record.json").exists() else None
 
 # %% ../../nbs/api/training/12_loop.ipynb #aa6e6621
 def _start_record(
@@ -147,7 +149,9 @@ def _train_on(
     batches = math.ceil(len(parts[0]) / config.batch_size)
     learner = make_learner(config, data.train.images, batches)
     check_interrupt()
-    state, history = latest_checkpoint(folder, lambda found: check_state(learner, found)) or (
+    state, history = latest_checkpoint(
+        folder, lambda found: check_state(learner, found), most_bytes(config)
+    ) or (
         get_state(learner),
         [],
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import write_atomically
+from ..core.files import parse_json, read_arrays, read_regular, write_atomically
 from ..data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from fashion_nb.training.augment import (
     AUGMENTATIONS,
@@ -109,9 +109,8 @@ def load_soft_labels(
     "A teacher's answers to the training images; missing or damaged ones raise `TrainError`."
     path = soft_folder(folder) / f"{name}.npz"
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as arrays:
-            found = arrays["probabilities"].astype(np.float32)
-    except Exception as error:  # the system, zipfile, zlib and NumPy each have their own
+        found = read_arrays(path)["probabilities"].astype(np.float32)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         known = (
             ", ".join(sorted(each.stem for each in path.parent.glob("*.npz") if each != path))
             or "none yet"
@@ -125,7 +124,8 @@ def load_soft_labels(
             f"the soft labels {name!r} have the shape {found.shape}: expected ten for each of"
             f" {images:,} images; make them again from this data"
         )
-    if not (found.min() >= 0 and np.allclose(found.sum(axis=1), 1, atol=0.02)):
+    sound = np.isfinite(found).all() and found.min() >= 0
+    if not sound or not np.allclose(found.sum(axis=1), 1, atol=0.02):
         raise TrainError(
             f"the soft labels {name!r} are not probabilities: expected rows that sum to one; make"
             " them again"
@@ -140,7 +140,7 @@ def about_soft_labels(
     "How soft labels were made; what cannot be read raises `TrainError`."
     path = soft_folder(folder) / f"{name}.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(read_regular(path))
         return {key: about[key] for key in ("teachers", "views", "seed", "train_sha256")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainError(
