@@ -294,9 +294,8 @@ def serve(fake):
     import tqdm.auto  # noqa: F401
 
     if not fake:
-        # noqa: F401  # loads TensorFlow, but starts none of its threads yet: what is forked is
-        # whole
-        pass
+        # loads TensorFlow, but starts none of its threads yet: what is forked is whole
+        import keras  # noqa: F401
     print("ready", flush=True)
     for line in sys.stdin:
         children = [fork(order, fake) for order in json.loads(line)]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.files import MIB
 from ..core.interrupt import Interrupted, check_interrupt, interruptible
 from fashion_nb.data.fashion_mnist import (
     FashionMNIST,
@@ -48,7 +49,6 @@ from fashion_nb.training.runs import (
     Run,
     build_from,
     load_run,
-    most_bytes,
     only_here,
     read_json,
     read_record,
@@ -149,12 +149,11 @@ def _train_on(
     batches = math.ceil(len(parts[0]) / config.batch_size)
     learner = make_learner(config, data.train.images, batches)
     check_interrupt()
+    fresh = get_state(learner)
+    needed = 64 * MIB + 2 * sum(value.nbytes for value in fresh.values())
     state, history = latest_checkpoint(
-        folder, lambda found: check_state(learner, found), most_bytes(config)
-    ) or (
-        get_state(learner),
-        [],
-    )
+        folder, lambda found: check_state(learner, found), needed
+    ) or (fresh, [])
     set_state(learner, state)
     write_whole(folder / "log.csv", log_text(history))
     watcher = Watcher(config, batches, len(history), progress)
