@@ -133,7 +133,10 @@ def _answer(command: click.Command, typed: list[str], debug: bool) -> int:
             _say(_unforeseen(error))
             return 2 if isinstance(error, RuntimeError) and "home directory" in str(error) else 1
         _say(_system_says(error))
-        _drop_output()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
     return 2
 
 # %% ../../nbs/api/cli/01_base.ipynb #ee0af9ab

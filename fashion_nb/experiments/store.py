@@ -318,6 +318,8 @@ def load_records(
 ) -> list[Record]:  # by name
     "All stored runs; one that is damaged raises `StoreError`, or is left out and told."
     folder = store_folder(folder)
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is not a folder: expected one of stored results")
     names = [
         path.relative_to(folder).with_suffix("").as_posix()
         for path in sorted(folder.glob("*/*-seed*.json"))

@@ -263,7 +263,12 @@ def _plainly_best(trials: list[_Trial]) -> _Trial | None:
     most = max(trial.accuracy for trial in trials)
     able = [trial for trial in trials if trial.accuracy >= most - 0.02]
     best = min(able, key=lambda trial: trial.loss)
-    rivals = [trial for trial in able if trial is not best and trial.loss <= 1.1 * best.loss + 0.01]
+    rivals = [
+        trial
+        for trial in able
+        if trial is not best
+        and (trial.loss <= 1.1 * best.loss + 0.01 or trial.accuracy > best.accuracy + 0.005)
+    ]
     answers = best.outputs.argmax(axis=1)
     same = all((trial.outputs.argmax(axis=1) == answers).mean() > 0.995 for trial in rivals)
     learned = best.accuracy >= _LEARNED or best.loss < 0.9 * np.log(len(CLASS_NAMES))
@@ -273,7 +278,7 @@ def _plainly_best(trials: list[_Trial]) -> _Trial | None:
 def _check_order(model, trials: list[_Trial]) -> None:
     "Refuse a network whose answers fit the labels far better in another order of classes."
     suited = max(trials, key=lambda trial: trial.best_order)
-    if suited.best_order >= _LEARNED and suited.best_order > suited.accuracy + 0.05:
+    if suited.best_order >= 0.7 and suited.best_order > suited.accuracy + 0.05:
         raise ModelError(
             f"the outputs of {model.name!r} seem to be in another order of classes: of"
             f" {TRIED:,} training images {suited.accuracy:.0%} get their label, and"
