@@ -19,6 +19,7 @@ from fashion_nb.prediction.ground import (
     border,
     can_separate,
     on_black,
+    on_white_negated,
     plainness,
     reduced,
     separate,
@@ -221,7 +222,8 @@ class Step:
     name: str  # one or two words
     meaning: str  # what was done
     image: np.ndarray  # (H, W) or (H, W, 3), uint8
-    other: np.ndarray | None = None  # of the last one, where the ground has a pattern: a second way
+    other: np.ndarray | None = None  # of the last one: the garment by a second way
+    either: bool = False  # is that way as good (else it has to agree)?
     doubt: str | None = None  # of the last one: why the garment may not be what was cut out
 
 
@@ -295,7 +297,7 @@ def _separated(
         Step("light on dark", _turned(negated), _bytes(values)),
         Step("cropped", "cut to what was separated", _bytes(cropped)),
         Step("shrunk", "the longest side is 28", _bytes(shrunk)),
-        Step("ready", _READY, _bytes(ready), other, doubt),
+        Step("ready", _READY, _bytes(ready), other, doubt=doubt),
     )
 
 
@@ -331,15 +333,31 @@ def prepare(
         Step("opened", "upright, in colors", colors),
         Step("light on dark", _turned(negated), _bytes(values)),
     ]
+    other = None
     if values.shape == (28, 28):
         ready = _stretched(values)
     else:
+        if not negated and _is_photo_on_dark(colors, where):
+            other = _bytes(_framed(on_white_negated(colors, where), where)[-1])
         cropped, shrunk, ready = _framed(values, where)
         steps += [
             Step("cropped", "cut to what differs from the border", _bytes(cropped)),
             Step("shrunk", "the longest side is 28", _bytes(shrunk)),
         ]
-    return (*steps, Step("ready", _READY, _bytes(ready), None, None if plain else _unseparated()))
+    doubt = None if plain else _unseparated()
+    return (*steps, Step("ready", _READY, _bytes(ready), other, other is not None, doubt))
+
+
+def _is_photo_on_dark(
+    colors: np.ndarray,  # (H, W, 3) uint8
+    where: np.ndarray,  # (H, W) booleans: the garment
+) -> bool:
+    "Has a picture of a light garment on a dark ground colors, which no negative has?"
+    garment = colors[where].astype(np.float32)
+    return bool(
+        np.median(border(colors), axis=0).max() < 100
+        and (garment.max(axis=1) - garment.min(axis=1)).mean() > CLOSE
+    )
 
 
 def _unseparated() -> str:

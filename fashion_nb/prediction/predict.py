@@ -8,7 +8,7 @@ __all__ = ['Prediction', 'as_classifier', 'answers_to', 'predict', 'plot_steps']
 # %% ../../nbs/api/prediction/05_predict.ipynb #c23f8e9e
 import functools
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -195,6 +195,12 @@ def answers_to(
         probabilities, second = network(images[..., None]), network(others[..., None])
     except ModelError as error:
         raise PredictError(str(error)) from None
+    for k, steps in enumerate(prepared):
+        if steps[-1].either and second[k].max() > probabilities[k].max():
+            last = replace(steps[-1], image=steps[-1].other, other=steps[-1].image)
+            first = probabilities[k].copy()
+            prepared[k], images[k], probabilities[k] = (*steps[:-1], last), others[k], second[k]
+            second[k] = first
     scores = reference.score(images)
     p_values = reference.p_value(scores)
     doubts = _doubts(prepared, probabilities, second, p_values)
@@ -206,6 +212,12 @@ def answers_to(
 
 
 _SURE = 0.8  # the least probability that is believed where the ground has a pattern
+_UNSURE = {  # by `Step.either`
+    False: "the ground has a pattern or uneven light, and it is not sure what belongs to the"
+    " garment; the answer may mean nothing; a plain ground would help",
+    True: "on a dark ground the garment can be read in two ways, with two answers; a light ground"
+    " would help",
+}
 
 
 def _doubts(
@@ -214,24 +226,19 @@ def _doubts(
     second: np.ndarray,  # (N, 10), of the garments as a second way separates them
     p_values: np.ndarray,  # (N,)
 ) -> list[str | None]:  # a sentence where a garment is not surely told from its ground
-    "Where the ground has a pattern, both ways have to give one class, and surely."
+    """Where the ground has a pattern, both ways have to give one class, and surely; on a dark one,
+    one class or one surely."""
     agree = probabilities.argmax(axis=1) == second.argmax(axis=1)
-    sure = np.minimum(probabilities.max(axis=1), second.max(axis=1)) >= _SURE
+    best = probabilities.max(axis=1)
+    sure = np.minimum(best, second.max(axis=1)) >= _SURE
     usual = p_values > 2 * FALSE_ALARMS
-    said = []
-    for steps, fine in zip(prepared, agree & sure & usual):
-        last = steps[-1]
-        unsure = last.other is not None and not fine
-        said.append(
-            last.doubt
-            or (
-                "the ground has a pattern or uneven light, and it is not sure what belongs to the"
-                " garment; the answer may mean nothing; a plain ground would help"
-                if unsure
-                else None
-            )
-        )
-    return said
+    fine = np.where([steps[-1].either for steps in prepared], agree | (best >= _SURE),
+        agree & sure & usual)
+    return [
+        steps[-1].doubt
+        or (None if steps[-1].other is None or good else _UNSURE[steps[-1].either])
+        for steps, good in zip(prepared, fine)
+    ]
 
 
 def predict(
