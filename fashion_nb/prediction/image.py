@@ -15,12 +15,11 @@ import numpy as np
 from ..core.errors import FashionNbError
 from fashion_nb.prediction.ground import (
     CLOSE,
-    PLAIN,
     border,
     can_separate,
+    is_plain,
     on_black,
     on_white_negated,
-    plainness,
     reduced,
     separate,
 )
@@ -319,8 +318,8 @@ def prepare(
     # a strip that is long and thin is not wide enough any more
     _check_size(*opened.size, _name(picture))
     colors = np.asarray(opened)
-    # a small one is cut out already
-    plain = min(colors.shape[:2]) < 56 or plainness(colors) >= PLAIN
+    # a small one is cut out already, and so is an image of the data set that was enlarged
+    plain = min(colors.shape[:2]) < 56 or is_plain(colors) or _is_negative(colors)
     if not plain and can_separate() and (steps := _separated(colors)):
         return steps
     values, where, negated = _object(colors.astype(np.float32))
@@ -346,6 +345,14 @@ def prepare(
         ]
     doubt = None if plain else _unseparated()
     return (*steps, Step("ready", _READY, _bytes(ready), other, other is not None, doubt))
+
+
+def _is_negative(
+    colors: np.ndarray,  # (H, W, 3) uint8
+) -> bool:
+    "Is a picture gray on black, as the images of the data set are?"
+    gray = colors.max(axis=2) - colors.min(axis=2)
+    return bool(gray.max() == 0 and np.median(border(colors)) <= CLOSE)
 
 
 def _is_photo_on_dark(
