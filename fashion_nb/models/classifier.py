@@ -171,10 +171,7 @@ class Classifier:
         "Outputs as probabilities; those that are none raise `ModelError`."
         found = np.asarray(outputs, dtype=np.float32)
         if not np.isfinite(found).all():
-            raise ModelError(
-                f"the outputs of {self.model.name!r} are not all finite: expected numbers; train"
-                " the network again, or give it other --pixels"
-            )
+            raise _not_finite(self.model)
         found = _softmax(found) if self.logits else found
         if not sums_to_one(found):
             raise ModelError(
@@ -191,6 +188,14 @@ class Classifier:
     ) -> np.ndarray:  # (N, 10) float32
         "The probabilities of the classes; `ModelError` where the outputs are none."
         return self.probabilities(_outputs(self.model, self.inputs(images)))
+
+
+def _not_finite(model) -> ModelError:
+    "What to say of a network that gives no numbers."
+    return ModelError(
+        f"the outputs of {model.name!r} are not probabilities, nor all finite: expected numbers;"
+        " train the network again, or give it other --pixels"
+    )
 
 
 def sums_to_one(
@@ -281,7 +286,7 @@ def _check_order(model, trials: list[_Trial]) -> None:
     if suited.best_order >= 0.7 and suited.best_order > suited.accuracy + 0.05:
         raise ModelError(
             f"the outputs of {model.name!r} seem to be in another order of classes: of"
-            f" {TRIED:,} training images {suited.accuracy:.0%} get their label, and"
+            f" {len(suited.outputs):,} training images {suited.accuracy:.0%} get their label, and"
             f" {suited.best_order:.0%} would in another order; give the classes in the order of the"
             " outputs (classes=[…], or --classes A,B,…)"
         )
@@ -291,7 +296,7 @@ def _in_doubt(model, trials: list[_Trial]) -> ModelError:
     "What to say where the range of pixels cannot be told."
     tried = ", ".join(f"{trial.accuracy:.1%} with {trial.pixels}" for trial in trials)
     why = (
-        f"of {TRIED:,} training images it names {tried}"
+        f"of {len(trials[0].outputs):,} training images it names {tried}"
         if trials
         else "no data set is here to try it on"
     )
@@ -318,6 +323,8 @@ def classifier(
     if data is not None:
         images, labels = data.train.images[-TRIED:], data.train.labels[-TRIED:]
         trials = [_try_range(each, images, labels) for each in asked.values()]
+        if not any(np.isfinite(trial.outputs).all() for trial in trials):
+            raise _not_finite(model)
         _check_order(model, trials)
     return _settled(asked, trials, pixels)
 
@@ -334,7 +341,7 @@ def _settled(
         found, why = stated, None
     elif best:
         found = best.pixels
-        why = f"{best.accuracy:.1%} of {TRIED:,} training images named"
+        why = f"{best.accuracy:.1%} of {len(best.outputs):,} training images named"
     elif told:
         found, why = told[0], f"its layer {told[1]} says so"
     else:
