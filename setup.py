@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
-EXTRAS = ("dev", "gpu", "jax", "dask", "torch", "photos", "actions")
+EXTRAS = ("dev", "gpu", "jax", "dask", "torch", "photos", "heic", "actions")
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 # Of these stored runs pip installs the answers, too: what the README speaks of. The answers of
 # all others stay in the repository.

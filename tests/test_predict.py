@@ -71,6 +71,28 @@ def test_every_format_comes_back(boot, canvas, suffix, tmp_path):
     assert error.mean() < (8 if suffix == ".jpg" else 1)
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("AVIF", ".avif"), ("HEIF", ".heic")])
+def test_the_formats_of_phones_come_back(boot, canvas, kind, suffix, tmp_path):
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / f"boot{suffix}"
+    try:
+        canvas.convert("RGB").save(path, kind, quality=95)
+    except (KeyError, OSError):
+        pytest.skip("this Pillow writes no AVIF")
+    assert np.abs(prepare(path)[-1].image.astype(int) - boot).mean() < 6
+
+
+def test_a_phone_picture_names_the_extra_that_would_read_it(tmp_path, monkeypatch):
+    from fashion_nb.prediction import image as image_room
+
+    monkeypatch.setattr(image_room, "_register_heif", lambda: False)
+    monkeypatch.setattr(image_room, "_registered", lambda images: {"PNG", "JPEG"})
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    with pytest.raises(PredictError, match=r"this is HEIC.*fashion_nb\[heic\]"):
+        prepare(tmp_path / "photo.heic")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_obeyed(boot, canvas, orientation, tmp_path):
     # the transposition that brings an upright picture to how it is stored

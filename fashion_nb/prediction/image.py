@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FashionNbError
+from ..core.files import read_start
 from fashion_nb.prediction.ground import (
     CLOSE,
     border,
@@ -25,11 +26,14 @@ from fashion_nb.prediction.ground import (
 )
 
 # %% ../../nbs/api/prediction/02_image.ipynb #1aab9d68
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # Pillow's names
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")  # Pillow's names
 MOST_PIXELS = 50_000_000  # a picture with more is refused before it is decoded
 FEWEST = 8  # pixels on each side
 # what a folder is searched for
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".avif",
+    ".heic", ".heif",
+)  # fmt: skip
 
 
 class PredictError(FashionNbError):
@@ -54,6 +58,34 @@ def _check_size(
         )
 
 # %% ../../nbs/api/prediction/02_image.ipynb #fe4a5733
+def _register_heif() -> bool:
+    "Teach Pillow the format of phones, where the package for it is installed."
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _missing_reader(
+    path: Path,  # a picture that Pillow does not know
+) -> str:  # the end of a sentence; empty where nothing would help
+    "Which extra would read a picture: the first bytes tell its kind."
+    brand = read_start(path, 12)[4:]
+    if brand[:4] == b"ftyp" and brand[4:] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"):
+        return ": this is HEIC, which pip install 'fashion_nb[heic]' would read"
+    if brand == b"ftypavif":
+        return ": this is AVIF, which a newer Pillow would read"
+    return ""
+
+
+def _registered(images) -> set[str]:
+    "The formats that this Pillow reads."
+    images.init()
+    return set(images.OPEN)
+
+
 def _decode(
     path: Path,  # a picture file
 ):  # a Pillow image, decoded
@@ -67,12 +99,15 @@ def _decode(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is below the one that Pillow warns of
-            picture = Image.open(path, formats=FORMATS)
+            _register_heif()
+            known = [name for name in FORMATS if name in _registered(Image)]
+            picture = Image.open(path, formats=known)
             _check_size(*picture.size, path.name)
             picture.load()
     except UnidentifiedImageError:
         raise PredictError(
             f"{path} is not a picture that can be read: expected one of {', '.join(FORMATS)}"
+            f"{_missing_reader(path)}"
         ) from None
     except Image.DecompressionBombError:
         raise PredictError(
