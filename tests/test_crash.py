@@ -129,7 +129,7 @@ def test_nobody_waits_at_a_pipe(command, pipe):
     for suffix in (".keras", ".json"):
         os.mkfifo(f"{pipe}{suffix}")
     arguments = [word.format(pipe) for word in command]
-    one_line(in_a_process(*arguments, cwd=pipe.parent, timeout=60))
+    one_line(in_a_process(*arguments, cwd=pipe.parent))
 
 
 def test_what_is_endless_is_not_read(tmp_path):
