@@ -4,7 +4,8 @@ warning.
     python tests/benchmark_grounds.py            prints the table
     python tests/benchmark_grounds.py --write    also keeps it, in fashion_nb/results/grounds.json
 
-120 test images that no choice was made on; their labels only count what is right.
+120 test images. Thresholds and the reading of dark grounds were chosen on made photos of others, of
+the first 2,120; their labels count what is right.
 """
 import json
 import platform
@@ -23,7 +24,7 @@ from fashion_nb.prediction.photos import EFFECTS, GROUNDS, made_photo
 from fashion_nb.prediction.predict import answers_to, as_classifier
 from fashion_nb.training.machine import git_commit
 
-FIRST, COUNT = 2_000, 120
+FIRST, COUNT = 6_000, 120
 CASES = [(ground, None) for ground in GROUNDS] + [
     (ground, effect) for ground in ("white", "wooden table") for effect in EFFECTS
 ]

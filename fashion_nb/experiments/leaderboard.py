@@ -84,7 +84,7 @@ def _figures(
     if not record.has_answers:
         told, asked = record.details["metrics"], ("negative_log_likelihood", "calibration_error")
         return told["hit_rate"], *(told.get(key, np.nan) for key in asked)
-    known = record.answers_hash(), record.details["metrics"]["right"], labels.tobytes()
+    known = record.answers_hash, record.details["metrics"]["right"], labels.tobytes()
     if known not in _COMPUTED:
         _COMPUTED[known] = _compute_figures(record, labels)
     return _COMPUTED[known]

@@ -192,9 +192,11 @@ class Record:
         "Can its figures be computed here? A store of your own always has to have its answers."
         return self.folder != store_folder() or (self.folder / f"{self.name}.npz").exists()
 
+    @functools.cached_property
     def answers_hash(self) -> str:  # SHA-256
-        "The hash of the file of answers as it is now; `StoreError` if it is not the stored one."
-        return _answers_hash(self)
+        "The hash of the file of answers, which was read for it; `StoreError` for another file."
+        _sound_answers(self)
+        return self.details["answers_sha256"]
 
     def evaluation(
         self,
@@ -238,11 +240,6 @@ def _unusable(record: Record, error: Exception) -> StoreError:
     return StoreError(
         f"the answers of {record.name} cannot be used ({error}): {_remedy(record.name)}"
     )
-
-
-def _answers_hash(record: Record) -> str:
-    "See `Record.answers_hash`."
-    return hashlib.sha256(_sound_answers(record)).hexdigest()
 
 
 def _read_probabilities(record: Record) -> np.ndarray:

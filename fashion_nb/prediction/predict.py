@@ -186,21 +186,22 @@ def answers_to(
     network: Classifier,  # whom to ask
 ) -> list:  # of `Prediction`
     "Ask a network about prepared pictures, all at once."
-    images = np.stack([steps[-1].image for steps in prepared])
-    others = np.stack([
-        steps[-1].image if steps[-1].other is None else steps[-1].other for steps in prepared
-    ])
+    prepared, images = list(prepared), np.stack([steps[-1].image for steps in prepared])
     reference = _cached_novelty()
+    twice = [k for k, steps in enumerate(prepared) if steps[-1].other is not None]
     try:
-        probabilities, second = network(images[..., None]), network(others[..., None])
+        probabilities = network(images[..., None])
+        second = probabilities.copy()
+        if twice:
+            second[twice] = network(np.stack([prepared[k][-1].other for k in twice])[..., None])
     except ModelError as error:
         raise PredictError(str(error)) from None
-    for k, steps in enumerate(prepared):
-        if steps[-1].either and second[k].max() > probabilities[k].max():
-            last = replace(steps[-1], image=steps[-1].other, other=steps[-1].image)
-            first = probabilities[k].copy()
-            prepared[k], images[k], probabilities[k] = (*steps[:-1], last), others[k], second[k]
-            second[k] = first
+    for k in twice:
+        last = prepared[k][-1]
+        if last.either and second[k].max() > probabilities[k].max():
+            prepared[k] = (*prepared[k][:-1], replace(last, image=last.other, other=last.image))
+            images[k] = last.other
+            probabilities[k], second[k] = second[k].copy(), probabilities[k].copy()
     scores = reference.score(images)
     p_values = reference.p_value(scores)
     doubts = _doubts(prepared, probabilities, second, p_values)
