@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..core.files import write_atomically
+from ..core.files import parse_json, read_regular, write_atomically
 from ..core.interrupt import check_interrupt, interrupt_callback
 from fashion_nb.data.fashion_mnist import (
     FashionMNIST,
@@ -157,7 +157,7 @@ def _count_opening(
     }
     try:
         with FileLock(run.folder / "lock", timeout=10):
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(read_regular(path))
             openings = [*(record.get("test_opened") or []), opening]
             write_atomically(path, json.dumps(record | {"test_opened": openings}, indent=1) + "\n")
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -6,6 +6,7 @@
 __all__ = ['FORMATS', 'MOST_PIXELS', 'FEWEST', 'SUFFIXES', 'LARGEST_SIDE', 'PredictError', 'Step', 'prepare']
 
 # %% ../../nbs/api/prediction/02_image.ipynb #7e960404
+import functools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ def _check_size(
         )
 
 # %% ../../nbs/api/prediction/02_image.ipynb #fe4a5733
+@functools.cache
 def _register_heif() -> bool:
     "Teach Pillow the format of phones, where the package for it is installed."
     try:
