@@ -65,8 +65,6 @@ def _unforeseen(
     "What to say where nobody has thought of anything."
     if isinstance(error, MemoryError):
         return "there is not enough memory: close other programs, or ask for less at once"
-    if isinstance(error, RuntimeError) and "home directory" in str(error):
-        return "the home folder of a path with ~ cannot be found: expected a path without ~"
     told = next(iter(str(error).splitlines()), "")
     return (
         f"this was not foreseen ({type(error).__name__}: {told}): run it again with --debug to see"
@@ -131,7 +129,7 @@ def _answer(command: click.Command, typed: list[str], debug: bool) -> int:
             traceback.print_exc()
         if not isinstance(error, OSError):
             _say(_unforeseen(error))
-            return 2 if isinstance(error, RuntimeError) and "home directory" in str(error) else 1
+            return 1
         _say(_system_says(error))
         try:
             sys.stdout.flush()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import write_atomically
+from ..core.files import expanded, write_atomically
 from fashion_nb.data.idx import (
     FILES,
     DataError,
@@ -125,7 +125,7 @@ def load_fashion_mnist(
         source, place = " and ".join(dict.fromkeys(sources)), folders[0]
     else:
         source = "FASHION_NB_DATA" if folder is None else "the folder asked for"
-        place = Path(variable if folder is None else folder).expanduser()
+        place = expanded(variable if folder is None else folder)
         try:
             usable = place.is_dir()
             paths = [_find(place, file) for file in FILES]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..core.files import parse_json, read_regular, write_atomically
+from ..core.files import expanded, parse_json, read_regular, write_atomically
 from ..core.interrupt import check_interrupt, interrupt_callback
 from fashion_nb.data.fashion_mnist import (
     FashionMNIST,
@@ -58,7 +58,7 @@ def _resolve(
     name = "the run"
     try:
         if isinstance(run_or_model, (str, Path)):
-            name = path = Path(run_or_model).expanduser()
+            name = path = expanded(run_or_model)
             if not path.exists():
                 raise EvaluateError(
                     f"{path} does not exist: expected the folder of a run or a .keras file"

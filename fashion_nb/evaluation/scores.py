@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import parse_json, read_arrays, read_regular, write_atomically
+from ..core.files import expanded, parse_json, read_arrays, read_regular, write_atomically
 from ..data.idx import CLASS_NAMES
 from fashion_nb.evaluation.metrics import (
     Calibration,
@@ -114,7 +114,7 @@ class Evaluation(_Answers):
 
     def save(self, folder: Path | str) -> Path:  # made if need be, and returned
         "Write metrics.json, metrics.txt and, where there are probabilities, probabilities.npz."
-        return _save(self, Path(folder).expanduser())
+        return _save(self, expanded(folder))
 
     def _repr_html_(self):
         return _to_html(self)
@@ -411,7 +411,7 @@ def load_evaluation(
     folder: Path | str,  # what `Evaluation.save` has filled
 ) -> Evaluation:  # with its arrays where they were kept
     "Read an evaluation back; a folder that has none, or a damaged one, raises `EvaluateError`."
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     try:
         evaluation = Evaluation.from_json(read_regular(folder / "metrics.json").decode())
         if not (folder / "probabilities.npz").exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FashionNbError
-from ..core.files import MIB, read_regular
+from ..core.files import MIB, expanded, read_regular
 from ..data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from .grids import GRIDS, ExperimentError, Grid
 from .leaderboard import summarize
@@ -137,7 +137,7 @@ def grid_from_file(
     path: Path | str,  # rows (a name: what it changes); perhaps base, seeds (3), question, name
 ) -> tuple[str, Grid]:  # the group of its results, the file's name if it gives none, and the grid
     "A grid of your own; a file that cannot be read or run raises `ExperimentError`."
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         text = read_regular(path, MIB).decode()
         if path.suffix.lower() == ".json":

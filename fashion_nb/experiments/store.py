@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FashionNbError
-from ..core.files import read_arrays, read_regular, write_atomically
+from ..core.files import expanded, read_arrays, read_regular, write_atomically
 from ..core.schema import violations
 from ..data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from ..data.idx import CLASS_NAMES
@@ -48,7 +48,7 @@ def store_folder(
     return (
         Path(str(resources.files("fashion_nb"))) / "results"
         if folder is None
-        else Path(folder).expanduser()
+        else expanded(folder)
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from ..core.files import expanded
 from ..core.text import csv_cell
 from .image import SUFFIXES, PredictError, prepare
 from .novelty import FALSE_ALARMS
@@ -54,7 +55,7 @@ def picture_files(
         if isinstance(path, PredictError):
             found.append(path)
             continue
-        path = Path(path).expanduser()
+        path = expanded(path)
         try:
             found += _pictures_in(path, recursive) if path.is_dir() else [path]
         except PredictError as error:
@@ -207,7 +208,7 @@ class ResultsFile:
     "A file of results that grows; use it in a `with` block. `PredictError` where it cannot."
 
     def __init__(self, path: Path | str):
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         if self.path.suffix not in (".csv", ".jsonl"):
             raise PredictError(f"found {path}: expected a file that ends in .csv or .jsonl")
 

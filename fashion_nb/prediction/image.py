@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FashionNbError
-from ..core.files import read_start
+from ..core.files import expanded, read_start
 from fashion_nb.prediction.ground import (
     CLOSE,
     border,
@@ -282,7 +282,7 @@ def _open(
 ):  # a Pillow image
     "Get hold of a picture of any kind."
     if isinstance(picture, (str, Path)):
-        return _decode(Path(picture).expanduser())
+        return _decode(expanded(picture))
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
     if not all(hasattr(picture, name) for name in ("mode", "size", "convert")):

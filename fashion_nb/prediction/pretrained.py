@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import write_atomically
+from ..core.files import expanded, write_atomically
 from fashion_nb.data.fashion_mnist import (
     FashionMNIST,
     load_fashion_mnist,
@@ -35,7 +35,7 @@ def _pretrained(
 ) -> Path:
     "The folder of the shipped files."
     if folder is not None:
-        return Path(folder).expanduser()
+        return expanded(folder)
     from importlib import resources
 
     return Path(str(resources.files("fashion_nb"))) / "pretrained"

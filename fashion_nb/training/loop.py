@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import MIB
+from ..core.files import MIB, expanded
 from ..core.interrupt import Interrupted, check_interrupt, interruptible
 from fashion_nb.data.fashion_mnist import (
     FashionMNIST,
@@ -65,7 +65,7 @@ def run_folder(
 ) -> Path:
     "Where a run lies."
     if folder is not None:
-        return Path(folder).expanduser()
+        return expanded(folder)
     return Path("runs") / f"{model_info(config.model).name}-seed{config.seed}-{config.identity}"
 
 # %% ../../nbs/api/training/12_loop.ipynb #acb6584c

@@ -20,6 +20,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from ..core.errors import FashionNbError
+from ..core.files import expanded
 from ..data.fashion_mnist import FashionMNIST
 from .config import TrainConfig
 from .loop import run_folder, train
@@ -245,7 +246,7 @@ def train_many(
     """
     configs = list(configs)
     _check_many(configs, jobs, tries)
-    folder = Path(folder).expanduser().absolute()
+    folder = expanded(folder).absolute()
     folders = [folder / run_folder(config, None).name for config in configs]
     try:
         folder.mkdir(parents=True, exist_ok=True)

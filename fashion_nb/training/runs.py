@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import MIB, parse_json, read_regular
+from ..core.files import MIB, expanded, parse_json, read_regular
 from ..core.schema import violations
 from ..models.zoo import build_model
 from fashion_nb.training.checkpoints import (
@@ -347,7 +347,7 @@ def load_run(
     folder: Path | str,  # what `train` has filled
 ) -> Run:  # the run, whatever its status
     "Read a run back from its folder; one that is not a run, or is damaged, raises `TrainError`."
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if not _is_folder(folder):
         raise TrainError(f"{folder} is not a folder: expected the folder of a run")
     try:
@@ -363,7 +363,7 @@ def list_runs(
     folder: Path | str = "runs",  # where runs lie, one folder each
 ) -> list[Run]:  # by name; what is not a run is left out, a damaged one with a warning
     "The runs below a folder."
-    folder, runs = Path(folder).expanduser(), []
+    folder, runs = expanded(folder), []
     if not _is_folder(folder):
         raise TrainError(
             f"there is no folder {folder}: expected one with runs below it; `fashion_nb train`"

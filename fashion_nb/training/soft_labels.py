@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import parse_json, read_arrays, read_regular, write_atomically
+from ..core.files import expanded, parse_json, read_arrays, read_regular, write_atomically
 from ..data.fashion_mnist import FashionMNIST, load_fashion_mnist
 from fashion_nb.training.augment import (
     AUGMENTATIONS,
@@ -35,7 +35,7 @@ def soft_folder(
     return (
         Path(str(resources.files("fashion_nb"))) / "results" / "teachers"
         if folder is None
-        else Path(folder).expanduser()
+        else expanded(folder)
     )
 
 
