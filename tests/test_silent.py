@@ -128,6 +128,15 @@ def test_the_hash_that_is_printed_was_measured(contents, tmp_path, monkeypatch):
     assert answer.returncode == 2 and "verified" not in answer.stdout
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_the_command_offers_the_ranges_that_there_are(command):
+    "It cannot ask for them: the help must not import what they are computed with."
+    from fashion_nb.cli.main import cli
+
+    (option,) = [one for one in cli.commands[command].params if one.name == "pixels"]
+    assert list(option.type.choices) == list(PIXELS)
+
+
 def packed(**arrays):
     import io
 

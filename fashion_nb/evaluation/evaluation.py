@@ -25,7 +25,7 @@ from fashion_nb.data.fashion_mnist import (
 )
 from .metrics import EvaluateError
 from .scores import Evaluation, score
-from ..models.classifier import Classifier, classifier
+from ..models.classifier import Classifier, classifier, own_classifier
 from ..models.files import load_saved
 from ..models.words import ModelError
 from ..training.machine import data_hashes, device_name, git_commit
@@ -91,17 +91,12 @@ def _as_classifier(
     classes,  # in the order of the outputs, likewise
 ) -> Classifier:
     "What a network expects; `EvaluateError` where that is in doubt, or known from the run."
-    if run is None:
-        try:
-            return classifier(model, pixels, classes, data)
-        except ModelError as error:
-            raise EvaluateError(str(error)) from None
-    if pixels is not None or classes is not None:
-        raise EvaluateError(
-            f"found pixels or classes for the run {run.folder}, whose network takes pixels 0..255"
-            " and has the classes of the data set: leave them out"
-        )
-    return Classifier(model, "0..255", _IMAGE)
+    try:
+        if run is not None:
+            return own_classifier(model, pixels, classes)
+        return classifier(model, pixels, classes, data)
+    except ModelError as error:
+        raise EvaluateError(str(error)) from None
 
 # %% ../../nbs/api/evaluation/03_evaluation.ipynb #87967ff6
 SPLITS = ("test", "validation", "train")

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.pages import png_source
 from ..data.fashion_mnist import load_fashion_mnist
 from ..data.idx import CLASS_NAMES, DataError
-from ..models.classifier import Classifier, classifier
+from ..models.classifier import Classifier, classifier, own_classifier
 from ..models.words import ModelError
 from .image import PredictError, Step, _name, prepare
 from .novelty import FALSE_ALARMS
@@ -146,28 +146,18 @@ def as_classifier(
     "Get hold of a network; one that cannot be used raises `PredictError`."
     if isinstance(model, Classifier):
         return model
-    known = model is None or isinstance(model, str)
-    if known:
-        network = _cached_network(model)
-    elif not hasattr(model, "input_shape") and callable(getattr(model, "model", None)):
-        network, known = model.model(), True  # a run
-    else:
-        network = model
-    if known and (pixels is not None or classes is not None):
-        raise PredictError(
-            "found pixels or classes for a network of this package, which takes pixels 0..255 and"
-            " has the classes of the data set: leave them out"
-        )
-    if known:
-        return Classifier(network, "0..255", (28, 28, 1))
-    if not hasattr(network, "input_shape"):
-        raise PredictError(
-            f"{type(network).__name__} is not a network: expected a built Keras model or a run"
-        )
     try:
-        return classifier(network, pixels, classes, None if pixels else _data_at_hand())
+        if model is None or isinstance(model, str):
+            return own_classifier(_cached_network(model), pixels, classes)
+        if hasattr(model, "input_shape"):
+            return classifier(model, pixels, classes, None if pixels else _data_at_hand())
+        if callable(getattr(model, "model", None)):  # a run
+            return own_classifier(model.model(), pixels, classes)
     except ModelError as error:
         raise PredictError(str(error)) from None
+    raise PredictError(
+        f"{type(model).__name__} is not a network: expected a built Keras model or a run"
+    )
 
 # %% ../../nbs/api/prediction/05_predict.ipynb #6a152cd8
 @functools.lru_cache(maxsize=1)
